@@ -1,0 +1,88 @@
+"""A model's policies: what may be set, what it means, and what holds where nothing is set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from server.domain.errors import InvalidInput
+
+VARIANTS = (
+    "tflite:float32",
+    "tflite:float16",
+    "tflite:int8",
+    "coreml:float16",
+    "coreml:palette8",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPolicy:
+    """How a model trains, what it ships and when a candidate replaces the incumbent.
+
+    Shares of photos are fractions of one; ``margin`` and ``variant_tolerance`` are fractions of
+    test accuracy (.02 is two points).
+    """
+
+    architecture: str = "auto"
+    fit: str = "stretch"
+    seed: int = 1
+    validation_share: float = 0.15
+    test_share: float = 0.15
+    min_photos_per_label: int = 5
+    max_contributor_share: float = 0.05
+    min_test_photos: int = 1
+    margin: float = 0.02
+    variant_tolerance: float = 0.03
+    variants: tuple[str, ...] = VARIANTS
+    auto_release: bool = True
+    auto_accept: str = "none"
+    min_side_px: int = 64
+    refuse_blurred: bool = True
+    calibration_photos: int = 100
+
+    @classmethod
+    def read(cls, values: Mapping[str, object]) -> TrainingPolicy:
+        """Return the policy that ``values`` describe; unknown or ill-typed members are refused.
+
+        Raises:
+            InvalidInput: ``invalid_policy``, naming the member.
+
+        """
+        known = {field.name: field for field in fields(cls)}
+        checked: dict[str, object] = {}
+        for name, value in values.items():
+            if name not in known:
+                message = f"The policy has no member {name!r}; it takes {', '.join(sorted(known))}."
+                raise InvalidInput(message, code="invalid_policy")
+            checked[name] = _typed(name, value, getattr(cls, name))
+        policy = cls(**checked)  # type: ignore[arg-type]
+        policy._check()
+        return policy
+
+    def _check(self) -> None:
+        rules = (
+            (0 < self.test_share < 1 and 0 < self.validation_share < 1, "test_share and validation_share lie between 0 and 1"),
+            (self.test_share + self.validation_share <= 0.8, "validation_share and test_share leave at least a fifth for training"),  # noqa: PLR2004
+            (0 < self.max_contributor_share <= 1, "max_contributor_share lies between 0 and 1"),
+            (0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1, "margin and variant_tolerance lie between 0 and 1"),
+            (self.min_photos_per_label >= 2, "min_photos_per_label is at least 2"),  # noqa: PLR2004
+            (bool(self.variants) and set(self.variants) <= set(VARIANTS), f"variants are some of {', '.join(VARIANTS)}"),
+            (self.auto_accept in {"none", "trusted"}, "auto_accept is none or trusted"),
+            (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
+        )
+        for holds, rule in rules:
+            if not holds:
+                message = f"The policy does not hold together: {rule}."
+                raise InvalidInput(message, code="invalid_policy")
+
+
+def _typed(name: str, value: object, default: object) -> object:
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(str(item) for item in value)
+    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is type(default):
+        return value
+    message = f"The policy's {name} takes a value like {default!r}, not {value!r}."
+    raise InvalidInput(message, code="invalid_policy")

@@ -1,0 +1,173 @@
+"""Every write to models, versions and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from server.domain.errors import Conflict, InvalidInput
+from server.domain.policy import TrainingPolicy
+from server.http import audit
+from server.registry.models import SLUG, Label, Model, ModelVersion, Variant
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+    Actor = AbstractBaseUser | AnonymousUser | None
+
+MAX_LABELS = 1001
+
+
+def create_model(
+    *,
+    slug: str,
+    labels: Sequence[str],
+    name: str = "",
+    description: str = "",
+    training_policy: dict[str, Any] | None = None,
+    is_open: bool = False,
+    actor: Actor = None,
+) -> Model:
+    """Make a model with its ordered labels.
+
+    Raises:
+        InvalidInput: ``invalid_slug``, ``invalid_labels`` or ``invalid_policy``.
+        Conflict: ``model_exists``.
+
+    """
+    try:
+        SLUG(slug)
+    except ValidationError as error:
+        raise InvalidInput(str(error.messages[0]), code="invalid_slug") from error
+    names = _checked_labels(labels)
+    TrainingPolicy.read(training_policy or {})
+    try:
+        with transaction.atomic():
+            model = Model.objects.create(
+                slug=slug,
+                name=name or slug,
+                description=description,
+                training_policy=training_policy or {},
+                is_open=is_open,
+            )
+            Label.objects.bulk_create(
+                Label(model=model, name=label, position=position)
+                for position, label in enumerate(names)
+            )
+            audit.record(actor=actor, action="model.create", subject=slug, detail={"labels": names})
+    except IntegrityError as error:
+        message = f"There is a model called {slug!r} already."
+        raise Conflict(message, code="model_exists") from error
+    return model
+
+
+def _checked_labels(labels: Sequence[str]) -> list[str]:
+    names = [label.strip() for label in labels]
+    if not 1 <= len(names) <= MAX_LABELS:
+        message = f"A model takes 1 to {MAX_LABELS} labels, not {len(names)}."
+        raise InvalidInput(message, code="invalid_labels")
+    if any(not name or len(name) > 80 or not name.isprintable() for name in names):  # noqa: PLR2004
+        message = "A label is 1 to 80 printable characters."
+        raise InvalidInput(message, code="invalid_labels")
+    if len(set(names)) != len(names):
+        message = "Each label may stand in the list once."
+        raise InvalidInput(message, code="invalid_labels")
+    return names
+
+
+@transaction.atomic
+def set_training_policy(*, model: Model, policy: dict[str, Any], actor: Actor) -> None:
+    """Replace the model's training policy by a checked one."""
+    TrainingPolicy.read(policy)
+    model.training_policy = policy
+    model.save(update_fields=["training_policy"])
+    audit.record(actor=actor, action="model.set_policy", subject=model, detail=policy)
+
+
+@transaction.atomic
+def retire_model(*, model: Model, actor: Actor) -> None:
+    """Take a model out of service: devices are told 410 and keep what they have."""
+    model.retired_at = model.retired_at or timezone.now()
+    model.save(update_fields=["retired_at"])
+    audit.record(actor=actor, action="model.retire", subject=model)
+
+
+@transaction.atomic
+def draft_version(
+    *,
+    model: Model,
+    source: ModelVersion.Source,
+    labels: Sequence[str],
+    lineage: dict[str, Any],
+    architecture: str = "",
+    preprocessing: dict[str, Any] | None = None,
+    parent: ModelVersion | None = None,
+    source_sha256: str = "",
+    source_filename: str = "",
+    notes: str = "",
+) -> ModelVersion:
+    """Reserve the model's next number, which is never given again, for a version in the making."""
+    locked = Model.objects.select_for_update().get(pk=model.pk)
+    version = ModelVersion.objects.create(
+        model=locked,
+        number=locked.next_number,
+        source=source,
+        labels=list(labels),
+        lineage=lineage,
+        architecture=architecture,
+        preprocessing=preprocessing or {},
+        parent=parent,
+        source_sha256=source_sha256,
+        source_filename=source_filename,
+        notes=notes,
+    )
+    locked.next_number += 1
+    locked.save(update_fields=["next_number"])
+    return version
+
+
+@transaction.atomic
+def add_variant(*, version: ModelVersion, **values: Any) -> Variant:  # noqa: ANN401 - the model's fields
+    """Record a compiled file of a draft; compiling again replaces the row, never a published one."""
+    _require_draft(version)
+    runtime, precision = values.pop("runtime"), values.pop("precision")
+    variant, _ = Variant.objects.update_or_create(
+        version=version, runtime=runtime, precision=precision, defaults=values
+    )
+    return variant
+
+
+@transaction.atomic
+def publish_version(
+    *, version: ModelVersion, metrics: dict[str, Any], actor: Actor = None, **values: Any  # noqa: ANN401
+) -> ModelVersion:
+    """Make a draft immutable, with its metrics and whatever fields were still open."""
+    _require_draft(version)
+    for name, value in values.items():
+        setattr(version, name, value)
+    version.metrics = metrics
+    version.state = ModelVersion.State.PUBLISHED
+    version.published_at = timezone.now()
+    version.save()
+    audit.record(actor=actor, action="version.publish", subject=version)
+    return version
+
+
+@transaction.atomic
+def fail_version(*, version: ModelVersion, reason: str) -> None:
+    """Close a draft that will not be published; its number stays used."""
+    _require_draft(version)
+    version.state = ModelVersion.State.FAILED
+    version.failure = reason
+    version.save(update_fields=["state", "failure"])
+
+
+def _require_draft(version: ModelVersion) -> None:
+    state = ModelVersion.objects.select_for_update().values_list("state", flat=True).get(pk=version.pk)
+    if state != ModelVersion.State.DRAFT:
+        message = f"Version {version} is {state}; only a draft can change."
+        raise Conflict(message, code="version_not_draft")

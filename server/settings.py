@@ -1,0 +1,260 @@
+"""Django settings: every one that an operator may change is an environment variable.
+
+``dotenv-sample`` lists them all; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import reverse_lazy
+
+from server import env
+from server.logs import configure as configure_logs
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+NIGHTFERRY_DATA = env.folder("NIGHTFERRY_DATA", BASE_DIR / "data")
+
+# --- Safety -----------------------------------------------------------------------------------
+DEBUG = env.flag("DEBUG", default=False)
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
+
+
+def _secret_key() -> str:
+    """Return the configured key, else one made on first start and kept in the data folder."""
+    if key := env.secret("SECRET_KEY"):
+        return key
+    path = NIGHTFERRY_DATA / "secret_key"
+    try:
+        NIGHTFERRY_DATA.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            path.chmod(0o600)
+            file.write(secrets.token_urlsafe(48))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        message = (
+            f"NIGHTFERRY_DATA is {str(NIGHTFERRY_DATA)!r}, which cannot be written"
+            f" ({error.strerror}). Name a writable folder, or set SECRET_KEY."
+        )
+        raise ImproperlyConfigured(message) from error
+    return path.read_text(encoding="utf-8")
+
+
+SECRET_KEY = _secret_key()
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+HTTPS_ONLY = env.flag("HTTPS_ONLY", default=False)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS_ONLY
+SESSION_COOKIE_HTTPONLY = True
+SECURE_SSL_REDIRECT = HTTPS_ONLY
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS_ONLY else 0
+if HTTPS_ONLY:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 0, maximum=10)
+
+# --- Applications -----------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "knox",
+    "axes",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_celery_beat",
+    "django_prometheus",
+    "django_structlog",
+    "server.jobs",
+    "server.http",
+    "server.registry",
+    "server.photos",
+    "server.telemetry",
+    "server.training",
+    "server.rollouts",
+    "server.delivery",
+    "server.console",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "server.photos.middleware.UploadLimitMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "server.http.middleware.ContentSecurityPolicyMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+ROOT_URLCONF = "server.urls"
+WSGI_APPLICATION = "server.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+     "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+AXES_FAILURE_LIMIT = 10
+AXES_COOLOFF_TIME = 0.25  # hours
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_IPWARE_PROXY_COUNT = TRUSTED_PROXIES
+AXES_VERBOSE = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en"
+USE_I18N = False
+
+# --- Database ---------------------------------------------------------------------------------
+
+
+def _database() -> dict[str, Any]:
+    """Read DATABASE_URL; SQLite gets write-ahead logging and immediate transactions."""
+    url = env.secret("DATABASE_URL") or f"sqlite:///{NIGHTFERRY_DATA / 'nightferry.sqlite3'}"
+    try:
+        database: dict[str, Any] = dict(environ.Env.db_url_config(url))
+    except Exception as error:
+        message = "DATABASE_URL is not a database address such as postgres://user@host/name."
+        raise ImproperlyConfigured(message) from error
+    if database.get("ENGINE") == "django.db.backends.sqlite3":
+        database["OPTIONS"] = {
+            "timeout": 20,
+            # A transaction that reads and then writes would otherwise fail at once, not wait.
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        }
+    elif database.get("ENGINE") == "django.db.backends.postgresql":
+        # A new connection costs ten times a query: keep them.
+        database["CONN_MAX_AGE"] = 600
+        database["CONN_HEALTH_CHECKS"] = True
+    else:
+        message = "DATABASE_URL takes a postgres:// or sqlite:// address."
+        raise ImproperlyConfigured(message)
+    return database
+
+
+DATABASES = {"default": _database()}
+
+# --- Files ------------------------------------------------------------------------------------
+BLOB_STORE_URL = env.secret("BLOB_STORE_URL") or str(NIGHTFERRY_DATA / "blobs")
+ARTIFACT_DELIVERY = env.choice("ARTIFACT_DELIVERY", "stream", ("stream", "accel", "redirect"))
+NIGHTFERRY_WEIGHTS = (
+    env.folder("NIGHTFERRY_WEIGHTS", BASE_DIR) if env.text("NIGHTFERRY_WEIGHTS", "") else None
+)
+ALLOW_WEIGHT_DOWNLOAD = env.flag("ALLOW_WEIGHT_DOWNLOAD", default=True)
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# Without `collectstatic` (the embedded default) files are served from the packages themselves.
+WHITENOISE_USE_FINDERS = not STATIC_ROOT.exists()
+WHITENOISE_AUTOREFRESH = False
+
+MAX_UPLOAD_BYTES = env.integer("MAX_UPLOAD_BYTES", 20 * 2**20, minimum=2**16)
+MAX_MODEL_BYTES = env.integer("MAX_MODEL_BYTES", 1024 * 2**20, minimum=2**16)
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
+FILE_UPLOAD_MAX_MEMORY_SIZE = 2 * 2**20
+DATA_UPLOAD_MAX_NUMBER_FILES = 10
+
+# --- Jobs -------------------------------------------------------------------------------------
+BROKER_URL = env.secret("BROKER_URL") or "filesystem://"
+NIGHTLY_AT = env.clock_time("NIGHTLY_AT", "02:30")
+JOB_LEASE_S = env.integer("JOB_LEASE_S", 60, minimum=1)
+
+# --- Devices ----------------------------------------------------------------------------------
+DECISION_REFRESH_S = env.integer("DECISION_REFRESH_S", 2, minimum=1, maximum=3600)
+POLL_INTERVAL_S = env.integer("POLL_INTERVAL_S", 6 * 3600, minimum=900, maximum=86_400)
+POLL_JITTER_PCT = env.integer("POLL_JITTER_PCT", 20, maximum=50)
+
+# --- REST -------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "server.http.authentication.BearerAuthentication",
+        "server.http.authentication.StaffSessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["server.http.permissions.IsStaff"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "server.http.pagination.Pages",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_THROTTLE_CLASSES": ["server.http.throttles.ScopedThrottle"],
+    "DEFAULT_THROTTLE_RATES": {
+        "register": env.text("THROTTLE_REGISTER", "30/hour"),
+        "upload": env.text("THROTTLE_UPLOAD", "600/hour"),
+        "events": env.text("THROTTLE_EVENTS", "120/minute"),
+        "login": env.text("THROTTLE_LOGIN", "20/hour"),
+    },
+    "NUM_PROXIES": TRUSTED_PROXIES or None,
+    "EXCEPTION_HANDLER": "server.http.problems.handle_exception",
+    # The query parameter `format` is the framework's; ours is `runtime`.
+    "URL_FORMAT_OVERRIDE": None,
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+REST_KNOX = {"AUTH_HEADER_PREFIX": "Bearer", "TOKEN_TTL": None, "TOKEN_LIMIT_PER_USER": None}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Nightferry",
+    "DESCRIPTION": "Models that improve overnight and reach every phone by morning.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "PREPROCESSING_HOOKS": ["server.http.schema.only_version_1"],
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+}
+CACHES = {
+    "default": (
+        {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": BROKER_URL}
+        if BROKER_URL.startswith(("redis://", "rediss://"))
+        else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    )
+}
+
+# --- Logs -------------------------------------------------------------------------------------
+LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOG_FORMAT = env.choice("LOG_FORMAT", "console", ("console", "json"))
+LOGGING = configure_logs(level=LOG_LEVEL, style=LOG_FORMAT)
+
+# --- Admin ------------------------------------------------------------------------------------
+UNFOLD = {
+    "SITE_TITLE": "Nightferry",
+    "SITE_HEADER": "Nightferry",
+    "SITE_SUBHEADER": "Models that improve overnight",
+    "SITE_SYMBOL": "directions_boat",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": False,
+    "DASHBOARD_CALLBACK": "server.console.dashboard.add_overview",
+    "SITE_URL": reverse_lazy("admin:index"),
+}
+LOGIN_URL = reverse_lazy("admin:login")
