@@ -189,6 +189,13 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 10
 BROKER_URL = env.secret("BROKER_URL") or "filesystem://"
 NIGHTLY_AT = env.clock_time("NIGHTLY_AT", "02:30")
 JOB_LEASE_S = env.integer("JOB_LEASE_S", 60, minimum=1)
+# How often lapsed jobs are looked for, and how long a message may be silent before it counts as lost.
+JOB_REAP_S = env.integer("JOB_REAP_S", 15, minimum=1)
+JOB_RESEND_S = env.integer("JOB_RESEND_S", 60, minimum=1)
+# A cancelled job gets this long to end by itself before it is killed.
+JOB_STOP_GRACE_S = env.integer("JOB_STOP_GRACE_S", 10, minimum=1)
+# A module with handlers for jobs called "test.*"; only the tests set it.
+NIGHTFERRY_TEST_HANDLERS = env.text("NIGHTFERRY_TEST_HANDLERS", "")
 
 # --- Devices ----------------------------------------------------------------------------------
 DECISION_REFRESH_S = env.integer("DECISION_REFRESH_S", 2, minimum=1, maximum=3600)
@@ -210,7 +217,7 @@ REST_FRAMEWORK = {
     "DEFAULT_THROTTLE_RATES": {
         "register": env.text("THROTTLE_REGISTER", "30/hour"),
         "upload": env.text("THROTTLE_UPLOAD", "600/hour"),
-        "events": env.text("THROTTLE_EVENTS", "120/minute"),
+        "events": env.text("THROTTLE_EVENTS", "1200/minute"),
         "login": env.text("THROTTLE_LOGIN", "20/hour"),
     },
     "NUM_PROXIES": TRUSTED_PROXIES or None,

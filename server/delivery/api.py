@@ -1,0 +1,169 @@
+"""The device's view: update check, artifacts, events. Plain views, for speed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django.http import HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.utils import extend_schema
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from server import blobs
+from server.delivery.decision_set import DecisionSet, ModelFacts, holder
+
+from server.domain.decision import decide, read_poll
+from server.domain.errors import DomainError, Gone, InvalidInput, NotFound, Unauthenticated
+from server.http import throttles
+from server.http.problems import problem_response
+from server.http.ranges import ranged_response
+from server.registry.queries import get_model
+from server.telemetry.actions import record_events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.http import HttpRequest
+    from rest_framework.request import Request
+
+MAX_EVENTS_BYTES = 512 * 1024
+_NO_STORE = "private, no-cache"
+
+
+def _as_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Answer domain errors as problems, without REST framework around the view."""
+
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # noqa: ANN401
+        try:
+            return view(request, *args, **kwargs)
+        except DomainError as error:
+            return problem_response(error)
+
+    wrapped.__name__, wrapped.__doc__ = view.__name__, view.__doc__
+    return wrapped
+
+
+@_as_problems
+def check_update(request: HttpRequest, model: str) -> HttpResponse:
+    """Answer one poll: 200 manifest, 304, or 204; no database query."""
+    if request.method not in ("GET", "HEAD"):
+        return _method_not_allowed("GET, HEAD")
+    decisions = holder.current()
+    facts = _open_model(decisions, model, request.headers.get("X-App-Key", ""))
+    poll = read_poll(request.GET.dict())
+    decision = decide(facts.channels.get(poll.channel), poll)
+    answer = decisions.answer(facts, poll.channel, decision, poll.current)
+    if answer is None:
+        return HttpResponse(status=204, headers={"Cache-Control": _NO_STORE})
+    headers = {"ETag": answer.etag, "Cache-Control": _NO_STORE}
+    if answer.etag in request.headers.get("If-None-Match", ""):
+        return HttpResponse(status=304, headers=headers)
+    return HttpResponse(answer.body, content_type="application/json", headers=headers)
+
+
+def _open_model(decisions: DecisionSet, slug: str, key: str) -> ModelFacts:
+    """Return the model if the caller may have it.
+
+    Raises:
+        NotFound: ``unknown_model``.
+        Unauthenticated: ``invalid_app_key``; an unknown model looks the same without a key.
+        Gone: ``model_retired``.
+
+    """
+    facts = decisions.models.get(slug)
+    if facts is None:
+        message = f"There is no model called {slug[:63]!r}."
+        raise NotFound(message, code="unknown_model")
+    if not decisions.may_fetch(facts, key):
+        message = "This model needs an application key in X-App-Key, and this is not one of its keys."
+        raise Unauthenticated(message, code="invalid_app_key")
+    if facts.is_retired:
+        message = f"{slug} is retired; keep the model you have."
+        raise Gone(message, code="model_retired")
+    return facts
+
+
+@_as_problems
+def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponse:
+    """Serve the bytes of a released variant: ranges, validators, HEAD."""
+    if request.method not in ("GET", "HEAD"):
+        return _method_not_allowed("GET, HEAD")
+    decisions = holder.current()
+    artifact = decisions.artifacts.get(sha256)
+    key = request.headers.get("X-App-Key", "")
+    if artifact is None:
+        message = "No released model has a file of this hash."
+        raise NotFound(message, code="unknown_artifact")
+    if not any(decisions.may_fetch(decisions.models[slug], key) for slug in artifact.models):
+        message = "This file needs an application key in X-App-Key, and this is not one of its keys."
+        raise Unauthenticated(message, code="invalid_app_key")
+    if sha256 in decisions.revoked:
+        message = "This file was revoked; ask the update check what to run."
+        raise Gone(message, code="artifact_revoked")
+    return ranged_response(
+        request,
+        open_reader=lambda: blobs.store().open(sha256),
+        size_bytes=artifact.size_bytes,
+        etag=sha256,
+        media_type=artifact.media_type,
+        filename=artifact.filename,
+    )
+
+
+@csrf_exempt
+@_as_problems
+def take_events(request: HttpRequest) -> HttpResponse:
+    """Store a batch of events; 202 with what became of each."""
+    if request.method != "POST":
+        return _method_not_allowed("POST")
+    throttles.check(request, "events")
+    if int(request.headers.get("Content-Length") or 0) > MAX_EVENTS_BYTES:
+        message = f"A batch of events takes up to {MAX_EVENTS_BYTES // 1024} KiB."
+        raise InvalidInput(message, code="too_many_events")
+    try:
+        body = json.loads(request.body)
+    except ValueError as error:
+        message = "The body is not JSON."
+        raise InvalidInput(message, code="invalid_json") from error
+    decisions, key = holder.current(), request.headers.get("X-App-Key", "")
+    models = decisions.models
+    receipt = record_events(
+        body.get("events") if isinstance(body, dict) else None,
+        may_report=lambda slug: slug in models and decisions.may_fetch(models[slug], key),
+    )
+    return JsonResponse(
+        {"accepted": receipt.accepted, "duplicates": receipt.duplicates, "rejected": receipt.rejected},
+        status=202,
+    )
+
+
+def _method_not_allowed(allowed: str) -> HttpResponse:
+    return HttpResponse(status=405, headers={"Allow": allowed})
+
+
+class Explain(APIView):
+    """The same decision as the update check, with every rule that was tried."""
+
+    @extend_schema(
+        operation_id="explain_update",
+        summary="Explain an installation's decision",
+        responses={200: dict[str, Any]},
+    )
+    def get(self, request: Request, model: str) -> Response:
+        """Return the decision and its steps."""
+        get_model(model)
+        decisions = holder.refresh()
+        facts = decisions.models[model]
+        poll = read_poll(request.query_params.dict())
+        decision = decide(facts.channels.get(poll.channel), poll)
+        answer = decisions.answer(facts, poll.channel, decision, poll.current)
+        return Response(
+            {
+                "reason": decision.reason,
+                "steps": [{"rule": step.rule, "outcome": step.outcome} for step in decision.steps],
+                "manifest": json.loads(answer.body) if answer else None,
+                "epoch": decisions.epoch,
+            }
+        )

@@ -1,0 +1,51 @@
+"""Reads of channels and releases."""
+
+from __future__ import annotations
+
+from server.domain.errors import NotFound
+from server.registry.models import Model
+from server.rollouts.models import Channel, DecisionEpoch, Release
+
+
+def get_channel(model: Model, name: str) -> Channel:
+    """Return a channel of the model.
+
+    Raises:
+        NotFound: ``unknown_channel``.
+
+    """
+    try:
+        return model.channels.get(name=name)
+    except Channel.DoesNotExist as error:
+        message = f"{model.slug} has no channel called {name!r} yet."
+        raise NotFound(message, code="unknown_channel") from error
+
+
+def current_release(channel: Channel) -> Release | None:
+    """Return the newest release that was not killed."""
+    return (
+        channel.releases.filter(killed_at__isnull=True)
+        .select_related("version")
+        .order_by("-label_number")
+        .first()
+    )
+
+
+def incumbent(model: Model, channel: str) -> Release | None:
+    """Return what the channel of that name serves now."""
+    stream = model.channels.filter(name=channel).first()
+    return current_release(stream) if stream is not None else None
+
+
+def earlier_release(channel: Channel, current: Release | None) -> Release | None:
+    """Return the newest living release of a version older than the current one."""
+    releases = channel.releases.filter(killed_at__isnull=True).select_related("version")
+    if current is not None:
+        releases = releases.filter(version__number__lt=current.version.number)
+    return releases.order_by("-label_number").first()
+
+
+def epoch() -> int:
+    """Return the number that grows with every change devices may see."""
+    row = DecisionEpoch.objects.filter(pk=1).values_list("number", flat=True).first()
+    return row or 0

@@ -1,0 +1,291 @@
+"""Every write to runs and snapshots."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from server.domain.errors import Conflict, Unprocessable
+from server.domain.splits import Split, Unit, assign_splits, cap_contributors
+from server.http import audit
+from server.jobs import actions as jobs
+from server.jobs import names
+from server.photos.models import Photo
+from server.registry.models import Model, ModelVersion
+from server.registry.queries import label_names, training_policy
+from server.training import queries
+from server.training.models import (
+    DatasetSnapshot,
+    RunLine,
+    SnapshotEntry,
+    SplitAssignment,
+    TrainingRun,
+)
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+    from server.domain.policy import TrainingPolicy
+
+    Actor = AbstractBaseUser | AnonymousUser | None
+
+# Fewer known contributors than this cannot fill three splits.
+MIN_CONTRIBUTORS = 3
+
+
+def request_run(
+    *,
+    model: Model,
+    trigger: str = "manual",
+    kind: TrainingRun.Kind = TrainingRun.Kind.TRAIN,
+    version: ModelVersion | None = None,
+    actor: Actor = None,
+) -> TrainingRun:
+    """Queue a run and the job that does it.
+
+    Raises:
+        Conflict: ``run_active`` (a model has one unfinished run), ``model_retired``.
+
+    """
+    if model.retired_at is not None:
+        message = f"{model.slug} is retired and is not trained any more."
+        raise Conflict(message, code="model_retired")
+    try:
+        with transaction.atomic():
+            run = TrainingRun.objects.create(
+                model=model,
+                kind=kind,
+                trigger=trigger,
+                version=version,
+                seed=training_policy(model).seed,
+                requested_by_id=actor.pk if actor is not None and actor.is_authenticated else None,
+            )
+            name = names.TRAIN if kind == TrainingRun.Kind.TRAIN else names.COMPILE_UPLOAD
+            job = jobs.enqueue(
+                name=name, args={"run_id": str(run.pk)}, queue="ml", unique_key=f"run:{run.pk}"
+            )
+            run.job_id = job.pk
+            run.save(update_fields=["job_id"])
+            audit.record(actor=actor, action="run.request", subject=run, detail={"trigger": trigger})
+    except IntegrityError as error:
+        active = model.runs.filter(state__in=TrainingRun.ACTIVE).first()
+        message = f"{model.slug} has an unfinished run already; wait for it or cancel it."
+        raise Conflict(message, code="run_active", run=str(active.pk) if active else None) from error
+    return run
+
+
+@transaction.atomic
+def cancel_run(*, run: TrainingRun, actor: Actor) -> TrainingRun:
+    """Ask a run to stop; one that no worker has begun ends at once.
+
+    Raises:
+        Conflict: ``run_finished``.
+
+    """
+    locked = TrainingRun.objects.select_for_update().get(pk=run.pk)
+    if locked.state not in TrainingRun.ACTIVE:
+        message = f"The run has {locked.state} already."
+        raise Conflict(message, code="run_finished")
+    audit.record(actor=actor, action="run.cancel", subject=locked)
+    if locked.job_id is not None:
+        jobs.request_cancel(job_id=locked.job_id)
+    if locked.state == TrainingRun.State.QUEUED:
+        _finish(locked, TrainingRun.State.CANCELLED, "Cancelled before it began.")
+    else:
+        write_line(run=locked, stage=locked.stage, message="Cancelling was asked for.")
+    return locked
+
+
+@transaction.atomic
+def start_run(*, run_id: uuid.UUID | str) -> TrainingRun:
+    """Mark a run as running; one begun by a worker that died begins anew.
+
+    Raises:
+        Conflict: ``run_finished``: there is nothing left to do.
+
+    """
+    run = TrainingRun.objects.select_for_update().select_related("model").get(pk=run_id)
+    if run.state not in TrainingRun.ACTIVE:
+        message = f"The run has {run.state} already."
+        raise Conflict(message, code="run_finished")
+    if run.state == TrainingRun.State.RUNNING:
+        write_line(run=run, stage="start", message="The worker stopped; the run starts again.", level="warning")
+    run.state = TrainingRun.State.RUNNING
+    run.started_at = run.started_at or timezone.now()
+    run.save(update_fields=["state", "started_at"])
+    return run
+
+
+def report_progress(
+    *, run: TrainingRun, stage: str, step: int, total: int, metrics: dict[str, float]
+) -> None:
+    """Show where a run is: a cheap update of one row, and the curve's points as lines."""
+    TrainingRun.objects.filter(pk=run.pk, state=TrainingRun.State.RUNNING).update(
+        stage=stage, step=step, total_steps=total, progress=metrics
+    )
+    if metrics:
+        RunLine.objects.create(run=run, stage=stage, step=step, metrics=metrics)
+
+
+def write_line(*, run: TrainingRun, stage: str, message: str, level: str = "info") -> None:
+    """Add a sentence to a run's log."""
+    RunLine.objects.create(run=run, stage=stage, message=message, level=level)
+
+
+@transaction.atomic
+def succeed_run(*, run: TrainingRun, outcome: str) -> None:
+    """Close a run that reached its end, whether or not its candidate was released."""
+    locked = TrainingRun.objects.select_for_update().get(pk=run.pk)
+    if locked.state in TrainingRun.ACTIVE:
+        _finish(locked, TrainingRun.State.SUCCEEDED, outcome)
+
+
+@transaction.atomic
+def fail_run(*, run_id: uuid.UUID | str, reason: str, code: str = "run_failed", state: str = "failed") -> None:
+    """Close a run that did not; the incumbent stays what it was."""
+    run = TrainingRun.objects.select_for_update().get(pk=run_id)
+    if run.state in TrainingRun.ACTIVE:
+        run.error_code = code if state == TrainingRun.State.FAILED else ""
+        _finish(run, TrainingRun.State(state), reason)
+
+
+def _finish(run: TrainingRun, state: TrainingRun.State, outcome: str) -> None:
+    run.state = state
+    run.outcome = outcome
+    run.finished_at = timezone.now()
+    run.save(update_fields=["state", "outcome", "finished_at", "error_code"])
+    level = "error" if state == TrainingRun.State.FAILED else "info"
+    write_line(run=run, stage=run.stage or "end", message=outcome, level=level)
+    drafts = ModelVersion.objects.filter(pk=run.version_id, state=ModelVersion.State.DRAFT)
+    if state != TrainingRun.State.SUCCEEDED:
+        drafts.update(state=ModelVersion.State.FAILED, failure=outcome)
+
+
+@transaction.atomic
+def freeze_snapshot(*, run: TrainingRun) -> DatasetSnapshot:
+    """Freeze the accepted photos and their splits for a run; a restarted run keeps its own.
+
+    Raises:
+        Unprocessable: ``too_few_labels``, ``too_few_photos`` or ``no_test_photos``, with a
+            sentence that says what is missing.
+
+    """
+    if run.snapshot is not None:
+        return run.snapshot
+    model, policy = run.model, training_policy(run.model)
+    # One worker at a time assigns splits of a model.
+    Model.objects.select_for_update().get(pk=model.pk)
+    photos = list(queries.accepted_photos(model))
+    labels = _trainable_labels(photos, model, policy)
+    photos = [photo for photo in photos if photo.label.name in labels]
+    split_by, splits = _split(model, photos, policy)
+    kept = cap_contributors(
+        ((str(p.pk), p.label.name, p.contributor) for p in photos if splits[p.pk] == "train"),
+        max_share=policy.max_contributor_share,
+        nonce=model.slug,
+    )
+    entries = [p for p in photos if splits[p.pk] != "train" or str(p.pk) in kept]
+    counts = _count(entries, splits)
+    _check_counts(counts, labels, policy)
+    snapshot = DatasetSnapshot.objects.create(
+        model=model,
+        labels=labels,
+        counts={**counts, "left_out_by_cap": len(photos) - len(entries)},
+        split_by=split_by,
+        digest=_digest(entries, splits),
+    )
+    SnapshotEntry.objects.bulk_create(
+        (
+            SnapshotEntry(snapshot=snapshot, photo=p, label=p.label.name, split=splits[p.pk])
+            for p in entries
+        ),
+        batch_size=1000,
+    )
+    run.snapshot = snapshot
+    run.save(update_fields=["snapshot"])
+    return snapshot
+
+
+def _trainable_labels(photos: list[Photo], model: Model, policy: TrainingPolicy) -> list[str]:
+    counts = Counter(photo.label.name for photo in photos)
+    minimum = policy.min_photos_per_label
+    labels = [label for label in label_names(model) if counts[label] >= minimum]
+    if len(labels) < 2:  # noqa: PLR2004 - a choice needs two
+        have = ", ".join(f"{label} {counts[label]}" for label in label_names(model)) or "none"
+        message = (
+            f"Training needs two labels with at least {minimum} accepted photos each;"
+            f" there are: {have}. Collect or accept more photos."
+        )
+        raise Unprocessable(message, code="too_few_labels")
+    return labels
+
+
+def _split(
+    model: Model, photos: list[Photo], policy: TrainingPolicy
+) -> tuple[str, dict[uuid.UUID, Split]]:
+    contributors = {photo.contributor for photo in photos if photo.contributor}
+    by_contributor = len(contributors) >= MIN_CONTRIBUTORS
+    pinned: dict[str, Split] = dict(
+        SplitAssignment.objects.filter(model=model).values_list("unit", "split")  # type: ignore[arg-type]
+    )
+    units: dict[uuid.UUID, str] = {}
+    for photo in photos:
+        own, shared = f"photo:{photo.pk}", f"contributor:{photo.contributor}"
+        known = own if own in pinned else shared if photo.contributor and shared in pinned else None
+        units[photo.pk] = known or (shared if photo.contributor and by_contributor else own)
+    assigned = assign_splits(
+        _units(photos, units),
+        pinned,
+        nonce=model.slug,
+        validation_share=policy.validation_share,
+        test_share=policy.test_share,
+    )
+    SplitAssignment.objects.bulk_create(
+        (SplitAssignment(model=model, unit=unit, split=split) for unit, split in assigned.items()),
+        batch_size=1000,
+    )
+    everything = pinned | assigned
+    splits = {photo.pk: everything[units[photo.pk]] for photo in photos}
+    return ("contributor" if by_contributor else "photo"), splits
+
+
+def _units(photos: Iterable[Photo], units: dict[uuid.UUID, str]) -> list[Unit]:
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    for photo in photos:
+        labels[units[photo.pk]][photo.label.name] += 1
+    return [Unit(key, counts) for key, counts in labels.items()]
+
+
+def _count(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> dict[str, Any]:
+    by_split: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter(), "test": Counter()}
+    for photo in photos:
+        by_split[splits[photo.pk]][photo.label.name] += 1
+    return {split: dict(counter) for split, counter in by_split.items()}
+
+
+def _check_counts(counts: dict[str, Any], labels: list[str], policy: TrainingPolicy) -> None:
+    if sum(counts["test"].values()) < policy.min_test_photos:
+        message = (
+            f"Only {sum(counts['test'].values())} photos fall to the test set, and the policy asks for"
+            f" {policy.min_test_photos}. Photos of more different people are needed."
+        )
+        raise Unprocessable(message, code="no_test_photos")
+    untrained = [label for label in labels if not counts["train"].get(label)]
+    if untrained:
+        message = (
+            f"No training photos of {', '.join(untrained)}: all of them come from people whose"
+            " photos test or validate. Photos of more different people are needed."
+        )
+        raise Unprocessable(message, code="too_few_photos")
+
+
+def _digest(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> str:
+    """Return a hash over content, label and split, independent of ids and order."""
+    lines = sorted(f"{p.blob_sha256} {p.label.name} {splits[p.pk]}" for p in photos)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""Reads of runs and snapshots."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from server.domain.errors import NotFound
+from server.photos.models import Photo
+from server.registry.models import Model
+from server.training.models import TrainingRun
+
+if TYPE_CHECKING:
+    import uuid
+
+    from django.db.models import QuerySet
+
+# A night missed by more than this (the machine was off) waits for the next one.
+CATCH_UP = timedelta(hours=6)
+
+
+def get_run(run_id: uuid.UUID) -> TrainingRun:
+    """Return a run.
+
+    Raises:
+        NotFound: ``unknown_run``.
+
+    """
+    try:
+        return TrainingRun.objects.select_related("model", "version").get(pk=run_id)
+    except TrainingRun.DoesNotExist as error:
+        message = "There is no run of that id."
+        raise NotFound(message, code="unknown_run") from error
+
+
+def accepted_photos(model: Model) -> QuerySet[Photo]:
+    """Return the model's accepted photos in a stable order, with their labels."""
+    return (
+        Photo.objects.filter(model=model, state=Photo.State.ACCEPTED)
+        .select_related("label")
+        .order_by("created_at", "pk")
+    )
+
+
+def new_photo_count(model: Model) -> int:
+    """Return how many accepted photos no finished run has seen."""
+    last = (
+        model.runs.filter(
+            kind=TrainingRun.Kind.TRAIN, state=TrainingRun.State.SUCCEEDED, snapshot__isnull=False
+        )
+        .order_by("-created_at")
+        .first()
+    )
+    photos = accepted_photos(model)
+    if last is not None:
+        # The moment counts, not the entries: photos a cap left out are not new every night.
+        photos = photos.filter(decided_at__gt=last.snapshot.created_at)
+    return photos.count()
+
+
+def is_night_due(model: Model, now: datetime, last_on: date | None) -> bool:
+    """Say whether the model's nightly should start: its time has come and today was not looked at."""
+    hours, minutes = (model.nightly_at or settings.NIGHTLY_AT).split(":")
+    due_at = datetime.combine(now.astimezone(UTC).date(), time(int(hours), int(minutes)), UTC)
+    return due_at <= now < due_at + CATCH_UP and last_on != due_at.date()
