@@ -1,0 +1,1 @@
+"""The durable job ledger: rows with leases are the truth, the message broker is only a hint."""

@@ -1,0 +1,59 @@
+"""The file broker of the embedded set-up: Celery's own, made safe for several processes.
+
+Celery's transport writes a message in place, so a reader can see half of it, and takes one by
+moving it to the machine's folder for temporary files, which may be another disk. Here both
+happen by renaming within one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from kombu.transport import filesystem
+from kombu.utils.json import dumps, loads
+
+
+class Channel(filesystem.Channel):  # type: ignore[misc]
+    """Messages are files ``{time}_{id}.{queue}.msg``, oldest first."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make the folder that the messages wait in."""
+        super().__init__(*args, **kwargs)
+        self._folder = Path(self.data_folder_in)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def _put(self, queue: str, payload: object, **_: Any) -> None:
+        """Add a message that readers see whole or not at all."""
+        stem = f"{time.time_ns():020d}_{uuid.uuid4().hex}"
+        draft = self._folder / f"{stem}.draft"
+        draft.write_text(dumps(payload), encoding="utf-8")
+        draft.rename(self._folder / f"{stem}.{queue}.msg")
+
+    def _get(self, queue: str) -> Any:
+        """Take the oldest message; raises ``Empty``.
+
+        A message taken by a process that is then killed is lost: the ledger sends it again.
+        """
+        for name in sorted(os.listdir(self._folder)):
+            if name.partition(".")[2] != f"{queue}.msg":
+                continue
+            taken = self._folder / f"{name}.{os.getpid()}.taken"
+            try:
+                (self._folder / name).rename(taken)
+            except FileNotFoundError:
+                continue  # another worker was quicker
+            text = taken.read_text(encoding="utf-8")
+            taken.unlink()
+            return loads(text)
+        raise Empty
+
+
+class Transport(filesystem.Transport):  # type: ignore[misc]
+    """Celery's file transport with the channel above."""
+
+    Channel = Channel
