@@ -154,6 +154,8 @@ def _database() -> dict[str, Any]:
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         }
+        # Tests write to a file too: threads of a test server see what an in-memory one hides.
+        database["TEST"] = {"NAME": str(NIGHTFERRY_DATA / "test.sqlite3")}
     elif database.get("ENGINE") == "django.db.backends.postgresql":
         # A new connection costs ten times a query: keep them.
         database["CONN_MAX_AGE"] = 600

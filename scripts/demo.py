@@ -1,0 +1,384 @@
+"""The whole loop in view: volunteers upload, the night trains, a device fetches and predicts.
+
+Starts a server with embedded defaults on a data folder of its own, talks to it over HTTP alone,
+and fetches the model with the SDK as an app would. Environment: ``PORT`` (8000), ``DEMO_EXIT=1``
+ends when the loop has closed, ``PHOTOS=DIR`` takes ``DIR/<label>/<file>`` instead of digits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data" / "demo"
+VOLUNTEERS = 10
+FIRST_NIGHT_PER_LABEL = 60
+SECOND_NIGHT_PER_LABEL = 6
+HELD_BACK_PER_LABEL = 1
+ENDED = {"succeeded", "failed", "cancelled"}
+
+
+class DemoError(Exception):
+    """A step that did not work; the sentence says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One photo to upload, of the label its folder names."""
+
+    label: str
+    name: str
+    data: bytes
+
+
+def main() -> int:
+    """Run the loop; return the exit status."""
+    port = int(os.environ.get("PORT") or 8000)
+    try:
+        return Demo(port).run()
+    except DemoError as error:
+        print(f"\n✗ {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+class Demo:
+    """One showing."""
+
+    def __init__(self, port: int) -> None:
+        """Show it on ``port``."""
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.staff_token = ""
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """Go through every step."""
+        folder = os.environ.get("PHOTOS")
+        pictures = _pictures_of(Path(folder)) if folder else _digits()
+        slug = _slug(Path(folder).name) if folder else "digits"
+        labels = sorted({picture.label for picture in pictures})
+        held, first, second = _divide(pictures, labels)
+        with self._server() as log:
+            self._make_model(slug, labels)
+            tokens = self._register_volunteers()
+            self._upload(slug, tokens, first, "Day 1")
+            self._night(slug, "Night 1")
+            client = self._device(slug)
+            self._predict(client, slug, held)
+            self._upload(slug, tokens, second, "Day 2")
+            self._night(slug, "Night 2")
+            self._poll_again(client, slug)
+            self._predict(client, slug, held)
+            client.flush_events()
+            self._title("The loop has closed")
+            print(f"  {time.monotonic() - self.started:.0f} s in all. Server log: {_short(log)}")
+            if os.environ.get("DEMO_EXIT") not in (None, "", "0"):
+                return 0
+            print(f"  The server stays up: {self.url}/admin/ (Ctrl-C ends it)")
+            print(f"  Sign in as demo, password {self.password}")
+            signal.pause()
+        return 0
+
+    @contextlib.contextmanager
+    def _server(self) -> Iterator[Path]:
+        """Start web, worker and schedule on a fresh folder; stop them at the end."""
+        self._title("Starting the server (web, worker, schedule; embedded database and broker)")
+        shutil.rmtree(DATA, ignore_errors=True)
+        DATA.mkdir(parents=True)
+        self.password = secrets.token_urlsafe(9)
+        env = os.environ | {
+            "NIGHTFERRY_DATA": str(DATA),
+            "PORT": str(self.port),
+            "ADMIN_PASSWORD": self.password,
+            "ADMIN_USERNAME": "demo",
+        }
+        path = DATA / "server.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "manage.py", "quickstart"],
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready(process, path)
+            body = {"username": "demo", "password": self.password}
+            self.staff_token = self._call("POST", "/auth/token", body)["token"]
+            print(f"  ✓ {self.url} answers; its data lie in {_short(DATA)}")
+            yield path
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if urllib.request.urlopen(f"{self.url}/readyz", timeout=2).status == 200:  # noqa: PLR2004, S310
+                    return
+            time.sleep(0.3)
+        tail = log.read_text(errors="replace").strip().splitlines()[-12:]
+        raise DemoError("The server did not start. Its last lines:\n    " + "\n    ".join(tail))
+
+    def _make_model(self, slug: str, labels: list[str]) -> None:
+        policy = {"auto_accept": "trusted", "min_photos_per_label": 5}
+        body = {"slug": slug, "name": slug, "labels": labels, "is_open": True, "training_policy": policy}
+        self._call("POST", "/models", body, token=self.staff_token)
+        print(f"  ✓ model {slug} with {len(labels)} labels: {', '.join(labels)}")
+
+    def _register_volunteers(self) -> list[str]:
+        """Register simulated volunteers; the operator trusts them, so their photos need no review."""
+        tokens = []
+        for number in range(1, VOLUNTEERS + 1):
+            body = {"nickname": f"simulated-{number}", "consent": {"train": True}, "consent_version": "1"}
+            answer = self._call("POST", "/volunteers", body)
+            self._call("POST", f"/volunteers/{answer['id']}/trust", {}, token=self.staff_token)
+            tokens.append(answer["token"])
+        print(f"  ✓ {VOLUNTEERS} simulated volunteers registered, trusted by the operator")
+        return tokens
+
+    def _upload(self, slug: str, tokens: list[str], pictures: Sequence[Picture], title: str) -> None:
+        self._title(f"{title}: volunteers upload {len(pictures)} photos over REST")
+        begun, outcomes = time.monotonic(), {}
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            jobs = [
+                pool.submit(self._upload_one, slug, tokens[index % len(tokens)], picture)
+                for index, picture in enumerate(pictures)
+            ]
+            for done, job in enumerate(jobs, 1):
+                outcome = job.result()
+                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+                _bar("uploading", done, len(jobs))
+        _clear()
+        seconds = time.monotonic() - begun
+        said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        print(f"  ✓ {said} in {seconds:.0f} s ({seconds / len(pictures) * 1000:.0f} ms a photo)")
+        if not outcomes.get("accepted"):
+            raise DemoError("No photo was accepted, so there is nothing to train on.")
+
+    def _upload_one(self, slug: str, token: str, picture: Picture) -> str:
+        boundary = uuid.uuid4().hex
+        body = _multipart(boundary, {"model": slug, "label": picture.label}, picture)
+        request = urllib.request.Request(f"{self.url}/api/v1/photos", body, method="POST")  # noqa: S310
+        request.add_header("Content-Type", f"multipart/form-data; boundary={boundary}")
+        request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                return str(json.load(response)["state"])
+        except urllib.error.HTTPError as error:
+            problem = json.load(error)
+            if error.code >= 500:  # noqa: PLR2004
+                raise DemoError(f"Upload of {picture.name} failed: {problem.get('detail')}") from error
+            return f"refused ({problem['code']})"
+
+    def _night(self, slug: str, title: str) -> None:
+        self._title(f"{title}: train, compile, judge, release")
+        run = self._call("POST", f"/models/{slug}/train", {}, token=self.staff_token)
+        seen = 0
+        while True:
+            run = self._call("GET", f"/runs/{run['id']}?after={seen}", token=self.staff_token)
+            for line in run["lines"]:
+                seen = line["id"]
+                if line["message"]:
+                    _clear()
+                    print(f"    {line['stage'] or 'start':<11} {line['message']}")
+            if run["state"] in ENDED:
+                break
+            figures = run["progress"]
+            shown = " ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+            _bar(run["stage"] or run["state"], run["step"], run["total_steps"], shown)
+            time.sleep(0.4)
+        _clear()
+        if run["state"] != "succeeded":
+            raise DemoError(f"The run {run['state']}: {run['outcome']}")
+        print(f"  ✓ {run['outcome']}")
+        self._show_variants(slug, run["version"])
+
+    def _show_variants(self, slug: str, number: int) -> None:
+        version = self._call("GET", f"/models/{slug}/versions/{number}", token=self.staff_token)
+        print(f"    {'variant':<18}{'size':>10}{'accuracy':>11}{'ms/photo':>10}  shipped")
+        for variant in version["variants"]:
+            accuracy, latency = variant["metrics"].get("accuracy"), variant["metrics"].get("latency_ms")
+            print(
+                f"    {variant['runtime'] + ' ' + variant['precision']:<18}"
+                f"{variant['size_bytes'] / 1e6:>7.2f} MB"
+                f"{'–' if accuracy is None else f'{accuracy:.1%}':>11}"
+                f"{'–' if not latency else format(latency['p50'], '.2f'):>10}"
+                f"  {'yes' if variant['is_shipped'] else 'no: ' + variant['refusal']}"
+            )
+        print("    (Core ML is checked for structure, labels and weights here; Linux cannot run it.)")
+
+    def _device(self, slug: str) -> Any:  # noqa: ANN401 - the SDK is imported by then
+        import nightferry
+
+        self._title("A device polls with the SDK")
+        client = nightferry.ModelClient(self.url, cache_dir=DATA / "device")
+        model = client.get_model(slug, download_type=nightferry.DownloadType.LATEST_MODEL, progress=_fetched)
+        _clear()
+        self._describe(model)
+        return client
+
+    def _poll_again(self, client: Any, slug: str) -> None:  # noqa: ANN401
+        self._title("The device polls again")
+        before = client.get_model(slug).label
+        client.sync(slug)
+        model = client.get_model(slug)
+        self._describe(model)
+        if model.label == before:
+            print("    The incumbent stayed: the device keeps what it has.")
+
+    def _describe(self, model: Any) -> None:  # noqa: ANN401
+        print(
+            f"  ✓ the device runs {model.name} {model.label} (version {model.version},"
+            f" {model.runtime} {model.precision}, {model.size_bytes / 1e6:.2f} MB, sha256 verified)"
+        )
+
+    def _predict(self, client: Any, slug: str, held: Sequence[Picture]) -> None:  # noqa: ANN401
+        right, predictor = 0, client.load(slug)
+        for picture in held:
+            with tempfile.NamedTemporaryFile(suffix=Path(picture.name).suffix) as file:
+                file.write(picture.data)
+                file.flush()
+                answers = predictor.predict(file.name)
+            label, probability = answers[0]
+            right += label == picture.label
+            mark = "✓" if label == picture.label else "✗"
+            print(f"    {mark} photo of {picture.label!r}: predicted {label!r} ({probability:.0%})")
+        print(f"  On the device {right} of {len(held)} photos that no night ever saw are right.")
+
+    def _call(self, method: str, path: str, body: object = None, *, token: str = "") -> Any:  # noqa: ANN401
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/api/v1{path}", data, method=method)  # noqa: S310
+        request.add_header("Content-Type", "application/json")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                content = response.read()
+                return json.loads(content) if content else None
+        except urllib.error.HTTPError as error:
+            detail = error.read().decode(errors="replace")
+            raise DemoError(f"{method} {path} answered {error.code}: {detail}") from error
+
+    def _title(self, text: str) -> None:
+        print(f"\n[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def _digits() -> list[Picture]:
+    """Return scikit-learn's bundled handwritten digits, each as a PNG file."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits, counts, pictures = load_digits(), {}, []
+    wanted = FIRST_NIGHT_PER_LABEL + SECOND_NIGHT_PER_LABEL + HELD_BACK_PER_LABEL
+    for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if counts.get(target, 0) >= wanted:
+            continue
+        counts[target] = counts.get(target, 0) + 1
+        image = Image.fromarray((255 - pixels / 16 * 255).astype("uint8"))
+        buffer = io.BytesIO()
+        image.resize((128, 128), Image.Resampling.NEAREST).save(buffer, "PNG")
+        pictures.append(Picture(str(target), f"digit-{index}.png", buffer.getvalue()))
+    return pictures
+
+
+def _pictures_of(folder: Path) -> list[Picture]:
+    """Return the files of ``folder/<label>/``."""
+    if not folder.is_dir():
+        raise DemoError(f"PHOTOS names {folder}, which is not a folder.")
+    pictures = [
+        Picture(path.parent.name, path.name, path.read_bytes())
+        for path in sorted(folder.glob("*/*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    if len({picture.label for picture in pictures}) < 2:  # noqa: PLR2004
+        raise DemoError(f"{folder} needs at least two folders, each named as a label, with photos in them.")
+    return pictures
+
+
+def _divide(
+    pictures: Sequence[Picture], labels: Sequence[str]
+) -> tuple[list[Picture], list[Picture], list[Picture]]:
+    """Return the photos held back for the device, of the first night, and of the second."""
+    held: list[Picture] = []
+    first: list[Picture] = []
+    second: list[Picture] = []
+    for label in labels:
+        own = [picture for picture in pictures if picture.label == label]
+        late = max(1, min(SECOND_NIGHT_PER_LABEL, len(own) // 8))
+        held += own[:HELD_BACK_PER_LABEL]
+        second += own[HELD_BACK_PER_LABEL : HELD_BACK_PER_LABEL + late]
+        first += own[HELD_BACK_PER_LABEL + late :]
+    return held, first, second
+
+
+def _slug(name: str) -> str:
+    slug = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower())
+    return slug.strip("-")[:60] or "photos"
+
+
+def _multipart(boundary: str, fields: dict[str, str], picture: Picture) -> bytes:
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    name = picture.name.replace('"', "_")
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    return b"".join([*parts, head.encode(), picture.data, f"\r\n--{boundary}--\r\n".encode()])
+
+
+def _bar(title: str, done: int, total: int, more: str = "") -> None:
+    """Draw progress on one line of a terminal; say nothing into a file."""
+    if not sys.stdout.isatty():
+        return
+    share = done / total if total else 0
+    filled = round(share * 24)
+    print(f"\r    {title:<11} [{'█' * filled}{'·' * (24 - filled)}] {done}/{total} {more:<40}", end="", flush=True)
+
+
+def _clear() -> None:
+    if sys.stdout.isatty():
+        print("\r" + " " * 100 + "\r", end="")
+
+
+def _fetched(done_bytes: int, total_bytes: int) -> None:
+    _bar("downloading", done_bytes // 1000, total_bytes // 1000, "kB")
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

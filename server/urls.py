@@ -1,0 +1,31 @@
+"""Every address of the server."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import include, path
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from server.http.health import healthz, readyz
+
+api = [
+    path("", include("server.delivery.urls")),
+    path("", include("server.photos.urls")),
+    path("", include("server.console.api_urls")),
+    path("schema", SpectacularAPIView.as_view(), name="schema"),
+    path("docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+]
+
+urlpatterns = [
+    path("api/v1/", include(api)),
+    path("healthz", healthz, name="healthz"),
+    path("readyz", readyz, name="readyz"),
+    path("", include("django_prometheus.urls")),
+    path("admin/", admin.site.urls),
+    path("", RedirectView.as_view(pattern_name="admin:index"), name="home"),
+]
+
+handler400 = "server.http.problems.bad_request"
+handler404 = "server.http.problems.not_found"
+handler500 = "server.http.problems.server_error"

@@ -1,0 +1,33 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.fixtures import postgresql_server, redis_server, s3_server
+
+if TYPE_CHECKING:
+    from pytest_django.fixtures import SettingsWrapper
+
+__all__ = ["postgresql_server", "redis_server", "s3_server"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process_state(tmp_path: Path, settings: SettingsWrapper) -> Iterator[None]:
+    """Give each test its own blobs, an empty cache and no decision set."""
+    from django.core.cache import cache
+
+    from server import blobs
+    from server.delivery.decision_set import holder
+
+    settings.BLOB_STORE_URL = str(tmp_path / "blobs")
+    blobs.reset()
+    cache.clear()
+    holder.forget()
+    yield
+    holder.forget()
+    blobs.reset()

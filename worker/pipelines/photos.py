@@ -1,0 +1,132 @@
+"""Photos of a snapshot as the tensors layer wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from django.db import transaction
+
+from server.photos.models import PhotoEmbedding
+from worker.ml.preprocessing import Preprocessing, load_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from server.blobs import BlobStore
+    from server.training.models import DatasetSnapshot, SnapshotEntry
+    from worker.ml.embeddings import Embedder
+    from worker.pipelines.reporting import Reporter
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """One split of a snapshot, in a stable order; ``targets`` are indexes into its labels."""
+
+    entries: tuple[SnapshotEntry, ...]
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return how many photos there are."""
+        return len(self.entries)
+
+
+def split_sets(snapshot: DatasetSnapshot) -> dict[str, PhotoSet]:
+    """Return the snapshot's photos by split; withdrawn and erased ones are gone from it."""
+    index = {label: position for position, label in enumerate(snapshot.labels)}
+    rows: dict[str, list[SnapshotEntry]] = {"train": [], "validation": [], "test": []}
+    entries = snapshot.entries.filter(photo__state="accepted").select_related("photo")
+    # Ordered by content: ids differ between two servers that hold the same photos.
+    for entry in entries.order_by("photo__blob_sha256", "label"):
+        rows[entry.split].append(entry)
+    return {
+        split: PhotoSet(
+            tuple(found), np.array([index[entry.label] for entry in found], dtype=np.int64)
+        )
+        for split, found in rows.items()
+    }
+
+
+def read_images(
+    photos: PhotoSet | Sequence[SnapshotEntry], preprocessing: Preprocessing, store: BlobStore
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield each photo decoded and resized, uint8 (H, W, 3)."""
+    entries = photos.entries if isinstance(photos, PhotoSet) else photos
+    for entry in entries:
+        with store.open(entry.photo.blob_sha256) as file:
+            yield load_image(file.read(), preprocessing)
+
+
+def stack_images(
+    photos: PhotoSet | Sequence[SnapshotEntry], preprocessing: Preprocessing, store: BlobStore
+) -> NDArray[np.uint8]:
+    """Return the photos as one uint8 array (N, H, W, 3)."""
+    shape = (0, preprocessing.height, preprocessing.width, 3)
+    images = list(read_images(photos, preprocessing, store))
+    return np.stack(images) if images else np.zeros(shape, dtype=np.uint8)
+
+
+def embed_photos(
+    sets: dict[str, PhotoSet],
+    *,
+    embedder: Embedder,
+    preprocessing: Preprocessing,
+    store: BlobStore,
+    reporter: Reporter,
+) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """Return the features of every split, (N, D) float32, and how many photos were embedded now.
+
+    A photo is embedded once per embedder key, ever: its features are a blob beside it.
+    """
+    entries = [entry for photos in sets.values() for entry in photos.entries]
+    known = dict(
+        PhotoEmbedding.objects.filter(
+            key=embedder.key, photo_id__in=[entry.photo_id for entry in entries]
+        ).values_list("photo_id", "blob_sha256")
+    )
+    missing = [entry for entry in entries if entry.photo_id not in known]
+    for start in range(0, len(missing), _BATCH):
+        reporter.progress("embedding", start, len(missing), {})
+        batch = missing[start : start + _BATCH]
+        features = embedder.embed(read_images(batch, preprocessing, store))
+        _store_features(batch, features, embedder.key, store, known)
+    reporter.progress("embedding", len(missing), len(missing), {})
+    features_of = {
+        split: _load_features(photos, known, embedder.feature_size, store)
+        for split, photos in sets.items()
+    }
+    return features_of, len(missing)
+
+
+def _store_features(
+    batch: Sequence[SnapshotEntry],
+    features: NDArray[np.float32],
+    key: str,
+    store: BlobStore,
+    known: dict[object, str],
+) -> None:
+    rows = []
+    for entry, vector in zip(batch, features, strict=True):
+        blob = store.put_bytes(vector.astype("<f4").tobytes())
+        known[entry.photo_id] = blob.sha256
+        rows.append(
+            PhotoEmbedding(
+                photo_id=entry.photo_id, key=key, blob_sha256=blob.sha256, size_bytes=blob.size_bytes
+            )
+        )
+    with transaction.atomic():
+        PhotoEmbedding.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+def _load_features(
+    photos: PhotoSet, known: dict[object, str], size: int, store: BlobStore
+) -> NDArray[np.float32]:
+    vectors = np.zeros((len(photos), size), dtype=np.float32)
+    for row, entry in enumerate(photos.entries):
+        with store.open(known[entry.photo_id]) as file:
+            vectors[row] = np.frombuffer(file.read(), dtype="<f4")
+    return vectors

@@ -1,0 +1,305 @@
+"""One training run: from accepted photos to a released version, or to a reason why not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from django.conf import settings
+
+from server import blobs
+from server.domain.errors import Conflict, Unprocessable
+from server.domain.promotion import GateVerdict, judge_candidate
+from server.registry import actions as registry
+from server.registry.models import ModelVersion
+from server.registry.queries import training_policy
+from server.rollouts import actions as rollouts
+from server.rollouts import queries as rollout_queries
+from server.training import actions as training
+from worker.ml import architectures, determinism, evaluation
+from worker.ml import training as ml_training
+from worker.ml.embeddings import Embedder
+from worker.ml.errors import MLError, WeightsUnavailable
+from worker.ml.preprocessing import Preprocessing
+from worker.ml.weights import find_weights
+from worker.pipelines import incumbents, photos
+from worker.pipelines.reporting import Reporter
+from worker.pipelines.variants import Reference, compile_variants
+
+if TYPE_CHECKING:
+    from server.blobs import BlobStore
+    from server.domain.policy import TrainingPolicy
+    from server.training.models import DatasetSnapshot, TrainingRun
+    from worker.context import JobContext
+    from worker.ml.architectures import Architecture
+    from worker.ml.weights import Weights
+
+# Transfer learning first; from scratch only where no pretrained weights can be had.
+PRETRAINED = "mobilenet_v2_1.0_224"
+FROM_SCRATCH = "small_cnn"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the network and how its photos are prepared."""
+
+    model: Any
+    preprocessing: Preprocessing
+    architecture: str
+    facts: dict[str, Any]
+
+
+def run(context: JobContext) -> Mapping[str, Any] | None:
+    """Perform the run that the job names; every failure becomes a sentence on the run."""
+    try:
+        started = training.start_run(run_id=context.args["run_id"])
+    except Conflict:
+        # A second delivery of a run that has ended.
+        return None
+    reporter = Reporter(started, context)
+    try:
+        return retrain(started, context=context, reporter=reporter, store=blobs.store())
+    except MLError as error:
+        raise Unprocessable(str(error), code=error.code) from error
+
+
+def retrain(
+    run: TrainingRun, *, context: JobContext, reporter: Reporter, store: BlobStore
+) -> dict[str, Any]:
+    """Train, compile, judge and publish; return what the job reports."""
+    policy = training_policy(run.model)
+    run.pins = determinism.pin(run.seed)
+    run.save(update_fields=["pins"])
+    reporter.progress("snapshot", 0, 1, {})
+    snapshot = training.freeze_snapshot(run=run)
+    reporter.say("snapshot", _describe(snapshot))
+    sets = photos.split_sets(snapshot)
+    trained = _train(run, snapshot, sets, policy, reporter, store)
+    version = _draft(run, snapshot, trained, store)
+    reference = _reference(trained, sets, policy, store)
+    reporter.progress("evaluating", 0, 1, {})
+    metrics = evaluation.measure(reference.probabilities, reference.targets, snapshot.labels)
+    reporter.say("evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos.")
+    compile_variants(
+        version,
+        reference,
+        kinds=policy.variants,
+        tolerance=policy.variant_tolerance,
+        preprocessing=trained.preprocessing,
+        store=store,
+        reporter=reporter,
+    )
+    reporter.progress("gating", 0, 1, {})
+    verdict = _judge(run, version, reference, sets["test"], policy, store)
+    reporter.say("gating", verdict.sentence, level="info" if verdict.passes else "warning")
+    return _publish(run, version, metrics, verdict, policy, context)
+
+
+def _describe(snapshot: DatasetSnapshot) -> str:
+    sizes = {split: sum(counts.values()) for split, counts in snapshot.counts.items() if isinstance(counts, dict)}
+    sentence = (
+        f"{sum(sizes.values())} photos of {len(snapshot.labels)} labels: {sizes['train']} train,"
+        f" {sizes['validation']} validate, {sizes['test']} test, split by {snapshot.split_by}."
+    )
+    if snapshot.split_by == "photo":
+        sentence += " Fewer than three contributors are known, so the test figure may flatter."
+    if snapshot.counts.get("left_out_by_cap"):
+        sentence += f" {snapshot.counts['left_out_by_cap']} left out by the contributor cap."
+    return sentence
+
+
+def _train(
+    run: TrainingRun,
+    snapshot: DatasetSnapshot,
+    sets: dict[str, photos.PhotoSet],
+    policy: TrainingPolicy,
+    reporter: Reporter,
+    store: BlobStore,
+) -> Trained:
+    name = PRETRAINED if policy.architecture == "auto" else policy.architecture
+    architecture = architectures.get(name)
+    if not architecture.pretrained:
+        return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
+    try:
+        weights = find_weights(
+            name, settings.NIGHTFERRY_WEIGHTS, allow_download=settings.ALLOW_WEIGHT_DOWNLOAD
+        )
+    except WeightsUnavailable as error:
+        if policy.architecture != "auto":
+            raise
+        reporter.say(
+            "training",
+            f"{error} Training a small network from scratch instead: expect less accuracy than"
+            " with pretrained weights.",
+            level="warning",
+        )
+        return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
+    return _train_head(run, snapshot, sets, policy, reporter, store, architecture, weights)
+
+
+def _train_head(  # noqa: PLR0913 - the collaborators of one step
+    run: TrainingRun,
+    snapshot: DatasetSnapshot,
+    sets: dict[str, photos.PhotoSet],
+    policy: TrainingPolicy,
+    reporter: Reporter,
+    store: BlobStore,
+    architecture: Architecture,
+    weights: Weights,
+) -> Trained:
+    side = architecture.input_size
+    preprocessing = Preprocessing(width=side, height=side, fit=policy.fit)
+    embedder = Embedder(architecture, weights, settings.NIGHTFERRY_DATA / "embedders", preprocessing)
+    features, fresh = photos.embed_photos(
+        sets, embedder=embedder, preprocessing=preprocessing, store=store, reporter=reporter
+    )
+    total = sum(map(len, sets.values()))
+    reporter.say("embedding", f"{fresh} photos embedded now, {total - fresh} from the cache.")
+    head = ml_training.train_head(
+        features["train"],
+        sets["train"].targets,
+        validation=(features["validation"], sets["validation"].targets),
+        label_count=len(snapshot.labels),
+        seed=run.seed,
+        progress=reporter.progress,
+    )
+    model = ml_training.assemble(architecture, weights, head, snapshot.labels)
+    facts = {"weights": weights.origin, "weights_sha256": weights.sha256, "embedded": fresh}
+    return Trained(model, preprocessing, architecture.name, facts)
+
+
+def _train_from_scratch(
+    run: TrainingRun,
+    snapshot: DatasetSnapshot,
+    sets: dict[str, photos.PhotoSet],
+    policy: TrainingPolicy,
+    reporter: Reporter,
+    store: BlobStore,
+) -> Trained:
+    name = FROM_SCRATCH if policy.architecture == "auto" else policy.architecture
+    architecture = architectures.get(name)
+    side = architecture.input_size
+    preprocessing = Preprocessing(width=side, height=side, fit=policy.fit)
+    images = {
+        split: photos.stack_images(found, preprocessing, store)
+        for split, found in sets.items()
+        if split != "test"
+    }
+    model = ml_training.train_from_scratch(
+        images["train"],
+        sets["train"].targets,
+        validation=(images["validation"], sets["validation"].targets),
+        label_count=len(snapshot.labels),
+        architecture=architecture,
+        seed=run.seed,
+        progress=reporter.progress,
+    )
+    return Trained(model, preprocessing, architecture.name, {"weights": "from scratch"})
+
+
+def _draft(
+    run: TrainingRun, snapshot: DatasetSnapshot, trained: Trained, store: BlobStore
+) -> ModelVersion:
+    """Reserve the version, or take the one that an attempt before this one reserved."""
+    with tempfile.TemporaryDirectory(prefix="nightferry-") as folder:
+        path = Path(folder) / "model.keras"
+        ml_training.save_keras(trained.model, path)
+        source = store.put_file(path)
+    current = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
+    values = {
+        "labels": list(snapshot.labels),
+        "architecture": trained.architecture,
+        "preprocessing": trained.preprocessing.to_manifest(),
+        "source_sha256": source.sha256,
+        "source_filename": "model.keras",
+        "lineage": {
+            "run": str(run.pk),
+            "snapshot": snapshot.pk,
+            "snapshot_digest": snapshot.digest,
+            "seed": run.seed,
+            "pins": run.pins,
+            **trained.facts,
+        },
+    }
+    if run.version is not None and run.version.state == ModelVersion.State.DRAFT:
+        version = run.version
+        for name, value in values.items():
+            setattr(version, name, value)
+    else:
+        version = registry.draft_version(
+            model=run.model,
+            source=ModelVersion.Source.TRAINED,
+            parent=current.version if current else None,
+            **values,
+        )
+        run.version = version
+        run.save(update_fields=["version"])
+    version.weights_sha256 = ml_training.weights_digest(trained.model)
+    version.save()
+    return version
+
+
+def _reference(
+    trained: Trained, sets: dict[str, photos.PhotoSet], policy: TrainingPolicy, store: BlobStore
+) -> Reference:
+    test = sets["test"]
+    images = photos.stack_images(test, trained.preprocessing, store)
+    # Training photos in the order of their content: the same ones whoever compiles.
+    calibration = photos.stack_images(
+        sets["train"].entries[: policy.calibration_photos], trained.preprocessing, store
+    )
+    probabilities = evaluation.predict_keras(trained.model, images)
+    return Reference(trained.model, images, test.targets, probabilities, calibration)
+
+
+def _judge(
+    run: TrainingRun,
+    version: ModelVersion,
+    reference: Reference,
+    test: photos.PhotoSet,
+    policy: TrainingPolicy,
+    store: BlobStore,
+) -> GateVerdict:
+    right = reference.probabilities.argmax(axis=1) == reference.targets
+    release = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
+    before = None
+    if release is not None and release.version_id != version.pk:
+        before = incumbents.answers(release.version, test, version.labels, store)
+    frequent = np.bincount(reference.targets).max() / len(reference.targets)
+    return judge_candidate(
+        right.tolist(), before, margin=policy.margin, most_frequent_share=float(frequent)
+    )
+
+
+def _publish(
+    run: TrainingRun,
+    version: ModelVersion,
+    metrics: dict[str, Any],
+    verdict: GateVerdict,
+    policy: TrainingPolicy,
+    context: JobContext,
+) -> dict[str, Any]:
+    """Publish, release and close the run in one transaction, if the job is still ours."""
+    with context.holding():
+        registry.publish_version(version=version, metrics={**metrics, "gate": vars(verdict)})
+        outcome = _release(version, verdict, policy)
+        training.succeed_run(run=run, outcome=outcome)
+        result = {"version": version.number, "outcome": outcome}
+        context.complete(result)
+    return result
+
+
+def _release(version: ModelVersion, verdict: GateVerdict, policy: TrainingPolicy) -> str:
+    made = f"Version {version.number}: {verdict.sentence}"
+    if not verdict.passes:
+        return f"{made} Not released."
+    if not policy.auto_release:
+        return f"{made} The policy leaves the release to a person."
+    if not version.variants.filter(is_shipped=True).exists():
+        return f"{made} No variant passed its checks, so nothing was released."
+    release = rollouts.release_version(version=version, reason=verdict.sentence)
+    return f"{made} Released on {rollouts.PRODUCTION} as {release.label}."

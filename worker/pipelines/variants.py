@@ -1,0 +1,169 @@
+"""Compiling a version's variants, measuring each file and deciding which may ship."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from server.registry import actions as registry
+from worker.ml import evaluation
+from worker.ml.compilers import CompiledFile, compile_variant
+from worker.ml.errors import MLError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from server.blobs import BlobStore
+    from server.registry.models import ModelVersion, Variant
+    from worker.ml.preprocessing import Preprocessing
+    from worker.pipelines.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every compiled file is compared with: Keras on the same test photos.
+
+    ``images`` is uint8 (N, H, W, 3), ``targets`` int64 (N,), ``probabilities`` float32 (N, labels).
+    Without photos N is 0: then structure is all that can be checked, and the variant says so.
+    """
+
+    model: Any
+    images: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    calibration: NDArray[np.uint8]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return Keras's accuracy, or None without test photos."""
+        if not len(self.targets):
+            return None
+        return float((self.probabilities.argmax(axis=1) == self.targets).mean())
+
+
+def compile_variants(
+    version: ModelVersion,
+    reference: Reference,
+    *,
+    kinds: Sequence[str],
+    tolerance: float,
+    preprocessing: Preprocessing,
+    store: BlobStore,
+    reporter: Reporter,
+) -> list[Variant]:
+    """Compile, measure and record every kind (``runtime:precision``); return the shipped ones."""
+    shipped = []
+    for step, kind in enumerate(kinds):
+        reporter.progress("compiling", step, len(kinds), {})
+        runtime, precision = kind.split(":")
+        try:
+            compiled = compile_variant(
+                reference.model,
+                runtime,
+                precision,
+                labels=version.labels,
+                preprocessing=preprocessing,
+                calibration_images=reference.calibration,
+                name=version.model.name,
+                version=str(version.number),
+            )
+        except MLError as error:
+            _record_refusal(version, runtime, precision, str(error), reporter)
+            continue
+        variant = _record(version, compiled, reference, tolerance, store, reporter)
+        if variant.is_shipped:
+            shipped.append(variant)
+    reporter.progress("compiling", len(kinds), len(kinds), {})
+    return shipped
+
+
+def _record_refusal(
+    version: ModelVersion, runtime: str, precision: str, reason: str, reporter: Reporter
+) -> None:
+    registry.add_variant(
+        version=version, runtime=runtime, precision=precision, is_shipped=False, refusal=reason
+    )
+    reporter.say("compiling", f"{runtime} {precision} is not shipped: {reason}", level="warning")
+
+
+def _record(
+    version: ModelVersion,
+    compiled: CompiledFile,
+    reference: Reference,
+    tolerance: float,
+    store: BlobStore,
+    reporter: Reporter,
+) -> Variant:
+    metrics, checks = _measure(compiled, reference)
+    refusal = _refusal(metrics, checks, reference.accuracy, tolerance)
+    blob = store.put_bytes(compiled.data)
+    variant = registry.add_variant(
+        version=version,
+        runtime=compiled.runtime,
+        precision=compiled.precision,
+        sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        media_type=compiled.media_type,
+        filename=compiled.filename,
+        requires=compiled.requires,
+        metrics=metrics,
+        checks=checks,
+        is_shipped=not refusal,
+        refusal=refusal,
+    )
+    reporter.say(
+        "compiling",
+        f"{compiled.runtime} {compiled.precision}: {blob.size_bytes / 1e6:.2f} MB"
+        + (f", {metrics['accuracy']:.1%} on the test photos" if "accuracy" in metrics else "")
+        + (f". Not shipped: {refusal}" if refusal else ""),
+        level="warning" if refusal else "info",
+    )
+    return variant
+
+
+def _measure(
+    compiled: CompiledFile, reference: Reference
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the file's own figures and checks; Core ML is not executed here, and says so."""
+    checks = list(compiled.checks)
+    if compiled.runtime == "coreml":
+        from worker.ml.compilers import coreml  # noqa: PLC0415 - loads coremltools
+
+        checks += coreml.check_package(
+            compiled.data, labels=compiled.labels, keras_model=reference.model
+        )
+        return {"measured": "structure and weights checked, not executed"}, checks
+    if not len(reference.images):
+        return {"measured": "no test photos"}, checks
+    probabilities, latency = evaluation.predict_tflite(compiled.data, reference.images)
+    finite = bool(np.isfinite(probabilities).all())
+    checks.append(
+        {"name": "finite_outputs", "passed": finite, "detail": "every output is a finite number"}
+    )
+    measured = evaluation.measure(probabilities, reference.targets, compiled.labels)
+    agreement = evaluation.agreement(probabilities, reference.probabilities)
+    return {**measured, "latency_ms": latency, "agreement": agreement}, checks
+
+
+def _refusal(
+    metrics: dict[str, Any],
+    checks: Sequence[dict[str, Any]],
+    keras_accuracy: float | None,
+    tolerance: float,
+) -> str:
+    """Return why a file may not ship, or nothing."""
+    failed = [f"{check['name']}: {check['detail']}" for check in checks if not check["passed"]]
+    if failed:
+        return "; ".join(failed)
+    if keras_accuracy is None or "accuracy" not in metrics:
+        return ""
+    lost = keras_accuracy - metrics["accuracy"]
+    if lost <= tolerance + 1e-9:
+        return ""
+    return (
+        f"loses {lost * 100:.1f} points against Keras ({metrics['accuracy']:.1%} against"
+        f" {keras_accuracy:.1%}), more than the tolerated {tolerance * 100:.1f}"
+    )
