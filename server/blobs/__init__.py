@@ -9,7 +9,7 @@ import functools
 import os
 
 from server.blobs.addresses import from_url
-from server.blobs.base import Blob, BlobStore, attachment, key
+from server.blobs.base import Blob, BlobStore, key
 from server.blobs.errors import BlobCorrupted, BlobNotFound, BlobStoreUnavailable, InvalidBlobName
 from server.blobs.local import LocalBlobStore
 from server.blobs.s3 import S3BlobStore
@@ -23,7 +23,6 @@ __all__ = [
     "InvalidBlobName",
     "LocalBlobStore",
     "S3BlobStore",
-    "attachment",
     "from_url",
     "key",
     "reset",

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote
 
 from server.blobs.errors import BlobCorrupted, InvalidBlobName
 
@@ -46,14 +45,6 @@ def sha256_of_key(path: str) -> str | None:
     """Return the hash a path inside a store stands for, None for anything that is no blob."""
     name = path.rpartition("/")[2]
     return name if _SHA256.fullmatch(name) and key(name) == path else None
-
-
-def attachment(filename: str) -> str:
-    """Return a Content-Disposition header for a file name with any characters (RFC 6266)."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
-    if plain == filename:
-        return f'attachment; filename="{filename}"'
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 class BlobStore(ABC):

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from django.utils.http import content_disposition_header
+
 from server.blobs.base import (
     CACHE_CONTROL,
     Blob,
     BlobStore,
-    attachment,
     copy_hashed,
     key,
     sha256_of_key,
@@ -170,10 +171,8 @@ class S3BlobStore(BlobStore):
         self, sha256: str, *, media_type: str, filename: str, expires_s: int
     ) -> str | None:
         """Return a signed address; signing needs no request."""
-        answer = {
-            "ResponseContentType": media_type,
-            "ResponseContentDisposition": attachment(filename),
-        }
+        disposition = content_disposition_header(as_attachment=True, filename=filename)
+        answer = {"ResponseContentType": media_type, "ResponseContentDisposition": disposition}
         with self._translated(sha256):
             url: str = self._public_client.generate_presigned_url(
                 "get_object", Params={**self._object(sha256), **answer}, ExpiresIn=expires_s

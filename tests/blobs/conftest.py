@@ -9,9 +9,6 @@ import pytest
 
 from server.blobs import BlobStore, from_url
 from tests.support import services
-from tests.support.fixtures import s3_server
-
-__all__ = ["s3_server"]
 
 
 @pytest.fixture(scope="session")
