@@ -1,0 +1,207 @@
+"""Every error of the SDK, in one tree, with its code and whether trying again later may help.
+
+::
+
+    NightferryError                      nightferry_error       no
+     ├── ConfigurationError              configuration          no
+     ├── NetworkError                    network                yes
+     │    ├── OfflineModeError           offline_mode           no
+     │    ├── ServerUnreachableError     server_unreachable     yes
+     │    ├── ServerError                server_error           yes
+     │    ├── ThrottledError             throttled              yes
+     │    └── DownloadInterruptedError   download_interrupted   yes
+     ├── RequestRefusedError             request_refused        no
+     │    ├── UnauthorizedError          unauthorized           no
+     │    ├── UnknownModelError          unknown_model          no
+     │    ├── ModelRetiredError          model_retired          no
+     │    └── ArtifactGoneError          artifact_gone          yes
+     ├── ProtocolError                   protocol               no
+     │    └── InvalidManifestError       invalid_manifest       no
+     ├── TrustError                      trust                  no
+     │    └── IntegrityError             integrity              no
+     ├── ConditionsNotMetError           conditions_not_met     yes
+     ├── StorageError                    storage                no
+     │    ├── DiskFullError              disk_full              yes
+     │    └── CacheReadOnlyError         cache_read_only        no
+     ├── NoModelError                    no_model               no
+     │    └── EmbeddedModelError         embedded_model          no
+     └── PredictionError                 prediction             no
+          ├── RuntimeMissingError        runtime_missing        no
+          └── PreprocessingError         preprocessing          no
+
+``code`` is stable: programs and events carry it. ``str(error)`` is a sentence for a person.
+``retry_after_s`` is the server's wish in seconds (at most a day), else None.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as in ``typing``, without its import
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+
+class NightferryError(Exception):
+    """Whatever goes wrong in the SDK."""
+
+    code: ClassVar[str] = "nightferry_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, sentence: str, *, retry_after_s: float | None = None) -> None:
+        """Keep the sentence, and how long the server asked to wait, where it did."""
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class ConfigurationError(NightferryError):
+    """An argument, an option or an environment variable is wrong."""
+
+    code = "configuration"
+
+
+class NetworkError(NightferryError):
+    """The server gave no usable answer; the same request may work later."""
+
+    code = "network"
+    retryable = True
+
+
+class OfflineModeError(NetworkError):
+    """NIGHTFERRY_OFFLINE forbids the request."""
+
+    code = "offline_mode"
+    retryable = False
+
+
+class ServerUnreachableError(NetworkError):
+    """No connection, or it broke before an answer came."""
+
+    code = "server_unreachable"
+
+
+class ServerError(NetworkError):
+    """The server answered 5xx."""
+
+    code = "server_error"
+
+
+class ThrottledError(NetworkError):
+    """The server answered 429."""
+
+    code = "throttled"
+
+
+class DownloadInterruptedError(NetworkError):
+    """The transfer stopped before its end; what arrived is kept and continued next time."""
+
+    code = "download_interrupted"
+
+
+class RequestRefusedError(NightferryError):
+    """The server understood the request and refused it (4xx)."""
+
+    code = "request_refused"
+
+
+class UnauthorizedError(RequestRefusedError):
+    """The application key is missing, wrong or not allowed (401, 403)."""
+
+    code = "unauthorized"
+
+
+class UnknownModelError(RequestRefusedError):
+    """The server has no such model or channel (404)."""
+
+    code = "unknown_model"
+
+
+class ModelRetiredError(RequestRefusedError):
+    """The model is retired on the server (410); an installed one keeps working."""
+
+    code = "model_retired"
+
+
+class ArtifactGoneError(RequestRefusedError):
+    """The file a manifest named is not to be had any more; a new update check may name another."""
+
+    code = "artifact_gone"
+    retryable = True
+
+
+class ProtocolError(NightferryError):
+    """The answer is not what the protocol allows: another service, a login page, a broken proxy."""
+
+    code = "protocol"
+
+
+class InvalidManifestError(ProtocolError):
+    """A manifest, from the server or beside an embedded model, lacks or distorts something."""
+
+    code = "invalid_manifest"
+
+
+class TrustError(NightferryError):
+    """What was offered may not be installed."""
+
+    code = "trust"
+
+
+class IntegrityError(TrustError):
+    """The bytes are not those that were promised; they were thrown away."""
+
+    code = "integrity"
+
+
+class ConditionsNotMetError(NightferryError):
+    """The download conditions of the app do not hold now."""
+
+    code = "conditions_not_met"
+    retryable = True
+
+
+class StorageError(NightferryError):
+    """The cache folder cannot be read or written."""
+
+    code = "storage"
+
+
+class DiskFullError(StorageError):
+    """Too little free space to install a model safely."""
+
+    code = "disk_full"
+    retryable = True
+
+
+class CacheReadOnlyError(StorageError):
+    """The cache folder may not be written; what is in it still works."""
+
+    code = "cache_read_only"
+
+
+class NoModelError(NightferryError):
+    """There is no model to give: none installed, none embedded, none offered."""
+
+    code = "no_model"
+
+
+class EmbeddedModelError(NoModelError):
+    """The model shipped inside the app is missing or is not what its manifest says."""
+
+    code = "embedded_model"
+
+
+class PredictionError(NightferryError):
+    """The model could not be run."""
+
+    code = "prediction"
+
+
+class RuntimeMissingError(PredictionError):
+    """The packages that run the model are not installed."""
+
+    code = "runtime_missing"
+
+
+class PreprocessingError(PredictionError):
+    """The image cannot be read, or the manifest asks for a step this version does not know."""
+
+    code = "preprocessing"

@@ -1,0 +1,185 @@
+"""The queue of facts for the server: on disk, bounded, and deleted only when the server has them.
+
+One JSON object per line. Every event has a random ``event_id``, so that sending one twice changes
+nothing. Events hold the installation's random id, the model and what happened; no image, no
+prediction, nothing of a person.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+
+from nightferry.errors import (
+    InvalidManifestError,
+    ProtocolError,
+    RequestRefusedError,
+    StorageError,
+    UnauthorizedError,
+)
+from nightferry.files import FileLock, storing, write_atomically
+from nightferry.manifest import Document, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from nightferry.models import Model
+    from nightferry.transport import Answer
+
+MAX_BATCH = 100
+MAX_QUEUED = 2000
+_TRIM_TO = 1800
+_LOCK_WAIT_S = 2.0
+_MAX_TEXT = 300
+
+logger = logging.getLogger("nightferry")
+
+
+class EventQueue:
+    """Events on their way to the server. Shared by threads and processes."""
+
+    def __init__(
+        self, path: Path, *, channel: str, device: Callable[[], str], enabled: bool
+    ) -> None:
+        """Queue in the file ``path``; record and send nothing unless ``enabled``."""
+        self._path = path
+        self._channel = channel
+        self._device = device
+        self._enabled = enabled
+        self._thread_lock = threading.Lock()
+
+    def record(self, kind: str, model: Model, data: Document | None = None) -> None:
+        """Queue one fact about a model. Never raises: telemetry may not stop the app."""
+        if not self._enabled:
+            return
+        event = {
+            "event_id": str(uuid.uuid4()),
+            "device": self._device(),
+            "type": kind,
+            "channel": self._channel,
+            **_facts(model),
+            "occurred_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "data": {key: _shortened(value) for key, value in (data or {}).items()},
+        }
+        try:
+            with self._locked():
+                self._append(event)
+        except StorageError as error:
+            logger.debug("An event could not be queued: %s", error)
+
+    def count(self) -> int:
+        """Return how many events wait."""
+        return len(self._read())
+
+    def flush(self, post: Callable[[str, object], Answer]) -> int:
+        """Send everything that waits; return how many events the server took or refused for good.
+
+        Raises NetworkError, UnauthorizedError, ProtocolError: what was not taken stays queued.
+        """
+        done = 0
+        while self._enabled and (batch := self._read()[:MAX_BATCH]):
+            self._deliver(post, batch)
+            self._drop(batch)
+            done += len(batch)
+        return done
+
+    def _deliver(self, post: Callable[[str, object], Answer], batch: list[Document]) -> None:
+        """Send a batch; where the server refuses it whole, find the event it cannot take."""
+        try:
+            answer = post("/events", {"events": batch})
+        except UnauthorizedError:
+            raise
+        except RequestRefusedError as error:
+            if len(batch) == 1:
+                logger.warning("The server refused an event for good: %s", error)
+                return
+            middle = len(batch) // 2
+            self._deliver(post, batch[:middle])
+            self._deliver(post, batch[middle:])
+            return
+        if answer.status != 202:  # noqa: PLR2004
+            message = f"Events were answered with status {answer.status}; they stay queued."
+            raise ProtocolError(message)
+        _report_rejected(answer.document, batch)
+
+    def _drop(self, batch: list[Document]) -> None:
+        sent = {event["event_id"] for event in batch}
+        with self._locked():
+            self._write([event for event in self._read() if event["event_id"] not in sent])
+
+    def _append(self, event: Document) -> None:
+        line = json.dumps(event, separators=(",", ":")).encode()
+        with storing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A line torn by a kill is ended first, so that it spoils no other.
+            with self._path.open("ab") as file:
+                file.write(b"\n" + line + b"\n")
+        if self._path.stat().st_size > MAX_QUEUED * 200:
+            waiting = self._read()
+            if len(waiting) > MAX_QUEUED:
+                self._write(waiting[-_TRIM_TO:])
+
+    def _read(self) -> list[Document]:
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except OSError:
+            return []
+        return [event for line in lines if (event := _decode(line)) is not None]
+
+    def _write(self, events: list[Document]) -> None:
+        lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in events]
+        write_atomically(self._path, b"".join(lines))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._thread_lock:
+            lock = FileLock(self._path.with_name(f".{self._path.name}.lock"))
+            deadline = time.monotonic() + _LOCK_WAIT_S
+            while not lock.try_acquire() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            try:
+                yield
+            finally:
+                lock.release()
+
+
+def _facts(model: Model) -> Document:
+    enrolment = model.enrolment
+    return {
+        "model": model.name,
+        "label": model.label,
+        "version": model.version,
+        "sha256": model.sha256,
+        "enrolment": {"rollout": enrolment.rollout, "arm": enrolment.arm} if enrolment else None,
+    }
+
+
+def _decode(line: bytes) -> Document | None:
+    """Return the event on a line, None for an empty, torn or foreign one."""
+    if not line.strip():
+        return None
+    try:
+        event = parse_json(line)
+    except InvalidManifestError:
+        return None
+    return event if isinstance(event.get("event_id"), str) else None
+
+
+def _report_rejected(answer: Document, batch: list[Document]) -> None:
+    rejected = answer.get("rejected")
+    for entry in cast("list[Document]", rejected) if isinstance(rejected, list) else []:
+        index = entry.get("index") if isinstance(entry, dict) else None
+        if isinstance(index, int) and 0 <= index < len(batch):
+            kind, code = batch[index].get("type"), entry.get("code")
+            logger.warning("The server does not take an event of type %s: %s.", kind, code)
+
+
+def _shortened(value: object) -> object:
+    return value[:_MAX_TEXT] if isinstance(value, str) else value

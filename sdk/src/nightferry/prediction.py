@@ -1,0 +1,187 @@
+"""Runs a model file on images (needs ``pip install nightferry[tflite]``)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from nightferry.cache import hash_file
+from nightferry.errors import IntegrityError, PredictionError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nightferry.models import Model
+    from nightferry.preprocessing import ImageSource
+
+
+class Predictor:
+    """One model, loaded. Keeps running the file it was made with, whatever is installed later.
+
+    May be called from any thread; predictions of one predictor follow one another.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        num_threads: int | None = None,
+        on_first: Callable[[float], None] | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: what to run; its file is hashed once more before it is trusted.
+            num_threads: threads of the runtime; None for the runtime's default.
+            on_first: called once, with the first prediction's duration in milliseconds.
+
+        Raises:
+            RuntimeMissingError: the packages of the ``tflite`` extra are not installed.
+            PredictionError: the model is not one this can run.
+            IntegrityError: the file has changed since it was installed.
+
+        """
+        _require_runnable(model)
+        from nightferry.preprocessing import Preprocessing
+
+        self.model = model
+        self._preprocessing = Preprocessing.from_manifest(model.preprocessing)
+        self._interpreter = _open_interpreter(model, num_threads)
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
+        self._check_shapes()
+        self._on_first = on_first
+        self._lock = threading.Lock()
+
+    def predict(self, image: ImageSource, top: int | None = None) -> list[tuple[str, float]]:
+        """Return ``(label, probability)`` pairs, the likeliest first.
+
+        Args:
+            image: a path, the bytes of an image file, an open binary file, or a Pillow image.
+            top: how many pairs; None for all.
+
+        Raises:
+            PreprocessingError: the image cannot be read.
+            PredictionError: the runtime failed, or the outputs are not numbers.
+
+        """
+        from nightferry.preprocessing import load_image
+
+        started = time.perf_counter()
+        tensor = self._preprocessing.apply(load_image(image))
+        with self._lock:
+            scores = self._run(tensor)
+        ranked = sorted(
+            zip(self.model.labels, map(float, scores), strict=True), key=lambda pair: -pair[1]
+        )
+        self._tell_first((time.perf_counter() - started) * 1000)
+        return ranked[:top]
+
+    def _run(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the outputs for one input tensor: float32, shape (labels,)."""
+        import numpy as np
+
+        try:
+            self._interpreter.set_tensor(self._input["index"], quantise(tensor, self._input))
+            self._interpreter.invoke()
+            raw = self._interpreter.get_tensor(self._output["index"])
+        except (RuntimeError, ValueError) as error:
+            message = f"{self.model.name} {self.model.label} failed to run: {error}"
+            raise PredictionError(message) from error
+        scores = dequantise(raw, self._output).reshape(-1)
+        if not np.isfinite(scores).all():
+            message = f"{self.model.name} {self.model.label} gave outputs that are not numbers."
+            raise PredictionError(message)
+        return scores
+
+    def _check_shapes(self) -> None:
+        wanted = (1, self._preprocessing.height, self._preprocessing.width, 3)
+        given = tuple(int(side) for side in self._input["shape"])
+        if given != wanted:
+            message = f"The model takes {given}, its preprocessing makes {wanted}."
+            raise PredictionError(message)
+        outputs = [int(side) for side in self._output["shape"]]
+        if outputs != [1, len(self.model.labels)]:
+            message = f"The model gives {outputs}, and there are {len(self.model.labels)} labels."
+            raise PredictionError(message)
+
+    def _tell_first(self, latency_ms: float) -> None:
+        with self._lock:
+            on_first, self._on_first = self._on_first, None
+        if on_first is not None:
+            on_first(latency_ms)
+
+
+def quantise(tensor: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:
+    """Return a float tensor as the input wants it.
+
+    For integers: ``q = round(x / scale) + zero_point``, clipped to the type's range
+    (TensorFlow Lite 8-bit quantization specification).
+    """
+    import numpy as np
+
+    dtype = np.dtype(details["dtype"])
+    if dtype.kind == "f":
+        return tensor.astype(dtype)
+    scale, zero_point = _quantisation(details)
+    limits = np.iinfo(dtype)
+    steps = np.round(tensor / np.float32(scale)) + zero_point
+    clipped: NDArray[Any] = np.clip(steps, limits.min, limits.max)
+    return clipped.astype(dtype)
+
+
+def dequantise(tensor: NDArray[Any], details: dict[str, Any]) -> NDArray[np.float32]:
+    """Return an output tensor as float32: ``(q - zero_point) * scale`` for integers."""
+    import numpy as np
+
+    if tensor.dtype.kind == "f":
+        return tensor.astype(np.float32)
+    scale, zero_point = _quantisation(details)
+    return (tensor.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+
+
+def _quantisation(details: dict[str, Any]) -> tuple[float, int]:
+    scale, zero_point = details["quantization"]
+    if not scale:
+        message = f"The tensor {details.get('name')!r} is of integers and states no scale."
+        raise PredictionError(message)
+    return float(scale), int(zero_point)
+
+
+def _require_runnable(model: Model) -> None:
+    if model.runtime != "tflite":
+        message = f"This SDK runs tflite models; {model.name} is made for {model.runtime!r}."
+        raise PredictionError(message)
+    if not model.labels or not model.preprocessing:
+        message = (
+            f"Labels and preprocessing of {model.name} {model.label} are not known. Put the "
+            "manifest beside an embedded model: nightferry fetch --output writes both."
+        )
+        raise PredictionError(message)
+    try:
+        intact = hash_file(model.path) == model.sha256
+    except OSError as error:
+        message = f"The model file {model.path} cannot be read: {error.strerror}."
+        raise PredictionError(message) from error
+    if not intact:
+        message = f"The model file {model.path} has changed. Run: nightferry verify"
+        raise IntegrityError(message)
+
+
+def _open_interpreter(model: Model, num_threads: int | None) -> Any:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        message = "Running models needs the runtime: pip install 'nightferry[tflite]'."
+        raise RuntimeMissingError(message) from error
+    try:
+        interpreter = cast("Any", Interpreter)(str(model.path), num_threads=num_threads)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        message = f"{model.name} {model.label} is not a model this runtime can load: {error}"
+        raise PredictionError(message) from error
+    return interpreter

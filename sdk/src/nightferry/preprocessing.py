@@ -1,0 +1,149 @@
+"""From a photo to the model's input tensor, exactly as the manifest says and training did.
+
+A manifest's ``preprocessing`` looks like this, and every member counts::
+
+    {"color_space": "RGB", "width": 224, "height": 224, "fit": "stretch" | "center_crop",
+     "filter": "bilinear", "antialias": true, "dtype": "float32", "range": [0, 255],
+     "mean": [127.5, 127.5, 127.5], "std": [127.5, 127.5, 127.5], "layout": "NHWC"}
+
+A member that is missing has the value shown first (mean 0, std 1; the size is required). A value
+this version does not know is an error: a guess would give quietly wrong predictions.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from nightferry.errors import PreprocessingError, RuntimeMissingError
+
+try:
+    import numpy as np
+    from PIL import Image, ImageOps
+except ImportError as error:
+    raise RuntimeMissingError(
+        "Preparing images needs numpy and Pillow: pip install 'nightferry[tflite]'."
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+    ImageSource = Image.Image | str | Path | bytes | BinaryIO
+
+_FIXED: dict[str, object] = {
+    "color_space": "RGB",
+    "filter": "bilinear",
+    "antialias": True,
+    "dtype": "float32",
+    "range": [0, 255],
+    "layout": "NHWC",
+}
+_FITS = ("stretch", "center_crop")
+_MAX_SIDE = 8192
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """The steps for one model: target size in pixels, how to fit, mean and std per channel."""
+
+    width: int
+    height: int
+    fit: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_manifest(cls, document: Mapping[str, object]) -> Preprocessing:
+        """Read the manifest's member; raise PreprocessingError where a step is unknown."""
+        for member, wanted in _FIXED.items():
+            if document.get(member, wanted) != wanted:
+                raise PreprocessingError(_unknown(member, document.get(member)))
+        fit = document.get("fit", "stretch")
+        if fit not in _FITS:
+            raise PreprocessingError(_unknown("fit", fit))
+        return cls(
+            width=_side(document, "width"),
+            height=_side(document, "height"),
+            fit=str(fit),
+            mean=_per_channel(document, "mean", default=0.0),
+            std=_per_channel(document, "std", default=1.0),
+        )
+
+    def apply(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return the tensor of one upright RGB image: float32, shape (1, height, width, 3)."""
+        box = self.crop_box(*image.size) if self.fit == "center_crop" else None
+        size = (self.width, self.height)
+        resized = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        pixels = np.asarray(resized, dtype=np.float32)
+        mean = np.asarray(self.mean, dtype=np.float32)
+        std = np.asarray(self.std, dtype=np.float32)
+        return ((pixels - mean) / std)[np.newaxis]
+
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the largest centred box with the target's aspect ratio: left, top, right, bottom.
+
+        In pixels of the source, not rounded: the resize samples between pixels.
+        """
+        shape = self.width / self.height
+        crop_width = min(float(width), height * shape)
+        crop_height = min(float(height), width / shape)
+        left, top = (width - crop_width) / 2, (height - crop_height) / 2
+        return left, top, left + crop_width, top + crop_height
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Return an upright RGB image: EXIF orientation applied, then converted.
+
+    Args:
+        source: a path, the bytes of an image file, an open binary file, or a Pillow image.
+
+    Raises:
+        PreprocessingError: it is not a readable image.
+
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _upright(source)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(opened) as image:
+            return _upright(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        message = f"The image cannot be read: {error}."
+        raise PreprocessingError(message) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _side(document: Mapping[str, object], member: str) -> int:
+    value = document.get(member)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_SIDE:
+        raise PreprocessingError(_unknown(member, value))
+    return value
+
+
+def _per_channel(
+    document: Mapping[str, object], member: str, *, default: float
+) -> tuple[float, ...]:
+    values = document.get(member, [default] * _CHANNELS)
+    if not isinstance(values, list) or len(values) != _CHANNELS:
+        raise PreprocessingError(_unknown(member, values))
+    for value in cast("Sequence[object]", values):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(cast("float", value)) or (member, value) == ("std", 0):
+            raise PreprocessingError(_unknown(member, values))
+    return tuple(float(value) for value in values)
+
+
+def _unknown(member: str, value: object) -> str:
+    if value is None:
+        return f"The model's preprocessing does not state '{member}'."
+    return f"The model's preprocessing states {member} = {value!r}, which this SDK cannot do."

@@ -1,0 +1,489 @@
+"""A server that behaves, in this process: for the tests of apps that use the SDK, and of the SDK.
+
+::
+
+    with FakeServer() as server:
+        server.publish("recyclables", b"…", labels=["can", "cup"])
+        server.inject(Fault("artifact", cut_at=1000))
+        client = ModelClient(server.url, cache_dir=…)
+
+It speaks version 1 of the protocol over real sockets: manifests with ETags, ranged downloads,
+events, problem+json. Faults are used up one per request of their route, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import re
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Self
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+Document = dict[str, object]
+
+DEFAULT_PREPROCESSING: Document = {
+    "color_space": "RGB",
+    "width": 224,
+    "height": 224,
+    "fit": "stretch",
+    "filter": "bilinear",
+    "antialias": True,
+    "dtype": "float32",
+    "range": [0, 255],
+    "mean": [127.5, 127.5, 127.5],
+    "std": [127.5, 127.5, 127.5],
+    "layout": "NHWC",
+}
+_PORTS = (20000, 32000)
+_PIECE_BYTES = 1 << 14
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with the next ``times`` requests of a route.
+
+    Attributes:
+        route: ``update``, ``artifact`` or ``events``.
+        times: how many requests it spoils.
+        status, headers, body: answer this instead (all three together).
+        cut_at: close the connection after so many bytes of the body.
+        pause_s: wait so long after each piece of 16 KiB.
+        delay_s: wait so long before answering.
+        ignore_range: answer 200 with the whole file to a Range request.
+        content_range: send this Content-Range.
+        etag: send this ETag.
+        flip: invert this byte of the body.
+        endless: send bytes without end and without a length.
+
+    """
+
+    route: str
+    times: int = 1
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    cut_at: int | None = None
+    pause_s: float = 0.0
+    delay_s: float = 0.0
+    ignore_range: bool = False
+    content_range: str | None = None
+    etag: str | None = None
+    flip: int | None = None
+    endless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that came in. ``sent_bytes`` counts the body of the answer."""
+
+    route: str
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Message
+    status: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass
+class _Published:
+    decision: Document | None = None
+    retired: bool = False
+    number: int = 0
+    revoked: list[str] = field(default_factory=list)
+
+
+class FakeServer:
+    """A delivery server on a loopback port. Use it in a ``with``."""
+
+    def __init__(
+        self,
+        *,
+        app_key: str | None = None,
+        artifacts_at: FakeServer | None = None,
+        poll: Document | None = None,
+    ) -> None:
+        """Prepare a server.
+
+        Args:
+            app_key: what ``X-App-Key`` must say, None for open models.
+            artifacts_at: another server that downloads are redirected to.
+            poll: the manifest's ``poll`` member.
+
+        """
+        self.requests: list[Request] = []
+        self.events: list[Document] = []
+        self.blobs: dict[str, bytes] = {}
+        self.reject_events: dict[str, str] = {}
+        self._app_key = app_key
+        self._artifacts_at = artifacts_at
+        self._poll = poll or {"interval_s": 21600, "jitter_pct": 20}
+        self._models: dict[str, _Published] = {}
+        self._faults: deque[Fault] = deque()
+        self._seen_events: set[str] = set()
+        self.lock = threading.RLock()
+        self._http = _bind(self)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(0.02,), name="nightferry-fake", daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        """Return the address to give to ``ModelClient``."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        """Start serving."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop serving and free the port."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Go away, as a server does that is gone for good."""
+        self._http.shutdown()
+        self._http.server_close()
+
+    # What an operator does
+
+    def publish(self, model: str, content: bytes, labels: Sequence[str], **more: object) -> str:
+        """Release a file on the channel; return its label. ``more`` overrides manifest members."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        with self.lock:
+            self.blobs[sha256] = content
+            published = self._models.setdefault(model, _Published())
+            published.number += 1
+            label = f"v{published.number}"
+            artifact = {
+                "path": f"/api/v1/artifacts/{sha256}",
+                "runtime": "tflite",
+                "precision": "float32",
+                "sha256": sha256,
+                "size_bytes": len(content),
+                "media_type": "application/octet-stream",
+            }
+            published.decision = self._decide(
+                model, published, kind="update", label=label, labels=list(labels)
+            )
+            published.decision |= {"artifact": artifact, "version": published.number, **more}
+        return label
+
+    def roll_back_to_embedded(self, model: str, **more: object) -> str:
+        """Tell every device to use the model inside its app; return the new label."""
+        with self.lock:
+            published = self._models[model]
+            published.number += 1
+            label = f"v{published.number}"
+            published.decision = self._decide(
+                model, published, kind="rollback_to_embedded", label=label, labels=[]
+            )
+            published.decision |= more
+        return label
+
+    def revoke(self, model: str, sha256: str) -> None:
+        """Recall a file: devices drop it at their next check."""
+        with self.lock:
+            published = self._models[model]
+            published.revoked.append(sha256)
+            if published.decision is not None:
+                published.decision["revoked"] = list(published.revoked)
+
+    def offer_nothing(self, model: str) -> None:
+        """Have nothing for anyone: 204."""
+        with self.lock:
+            self._models.setdefault(model, _Published()).decision = None
+
+    def retire(self, model: str) -> None:
+        """Take the model out of service: 410."""
+        with self.lock:
+            self._models.setdefault(model, _Published()).retired = True
+
+    def amend(self, model: str, **members: object) -> None:
+        """Overwrite members of the current manifest."""
+        with self.lock:
+            decision = self._models[model].decision
+            if decision is not None:
+                decision.update(members)
+
+    def inject(self, *faults: Fault) -> None:
+        """Spoil coming requests."""
+        with self.lock:
+            self._faults.extend(faults)
+
+    def count(self, route: str) -> int:
+        """Return how many requests a route has had."""
+        with self.lock:
+            return sum(request.route == route for request in self.requests)
+
+    def sent_bytes(self, route: str) -> int:
+        """Return how many bytes of bodies a route has sent."""
+        with self.lock:
+            return sum(r.sent_bytes for r in self.requests if r.route == route)
+
+    # What a request meets
+
+    def take_fault(self, route: str) -> Fault | None:
+        """Use up one fault for this route."""
+        with self.lock:
+            for index, fault in enumerate(self._faults):
+                if fault.route == route:
+                    if fault.times > 1:
+                        self._faults[index] = replace(fault, times=fault.times - 1)
+                    else:
+                        del self._faults[index]
+                    return fault
+        return None
+
+    def admits(self, key: str | None) -> bool:
+        """Tell whether an application key opens the door."""
+        return self._app_key is None or key == self._app_key
+
+    def answer_update(self, model: str, current: str | None) -> tuple[int, Document | None, str]:
+        """Decide: status, manifest, ETag. The ETag does not depend on ``current``."""
+        with self.lock:
+            published = self._models.get(model)
+            if published is None:
+                return 404, None, ""
+            if published.retired:
+                return 410, None, ""
+            if published.decision is None:
+                return 204, None, ""
+            decision = dict(published.decision)
+        canonical = json.dumps(decision, sort_keys=True).encode()
+        if current == decision["label"]:
+            decision["kind"] = "none"
+        return 200, decision, f'"{hashlib.sha256(canonical).hexdigest()[:32]}"'
+
+    def redirect_for(self, sha256: str) -> str | None:
+        """Return where else the file is to be fetched, if it is."""
+        if self._artifacts_at is None:
+            return None
+        return f"{self._artifacts_at.url}/api/v1/artifacts/{sha256}"
+
+    def take_events(self, events: list[Document]) -> Document:
+        """Take a batch: each event once."""
+        accepted = duplicates = 0
+        rejected: list[Document] = []
+        with self.lock:
+            for index, event in enumerate(events):
+                code = self.reject_events.get(str(event.get("type")))
+                if code:
+                    rejected.append({"index": index, "code": code})
+                elif str(event["event_id"]) in self._seen_events:
+                    duplicates += 1
+                else:
+                    self._seen_events.add(str(event["event_id"]))
+                    self.events.append(event)
+                    accepted += 1
+        return {"accepted": accepted, "duplicates": duplicates, "rejected": rejected}
+
+    def note(self, request: Request) -> None:
+        """Remember a request."""
+        with self.lock:
+            self.requests.append(request)
+
+    def _decide(
+        self, model: str, published: _Published, *, kind: str, label: str, labels: list[str]
+    ) -> Document:
+        return {
+            "spec_version": 1,
+            "model": model,
+            "channel": "production",
+            "label": label,
+            "version": published.number,
+            "kind": kind,
+            "reason": "released",
+            "created_at": "2024-05-01T00:00:00Z",
+            "mandatory": False,
+            "notes": "",
+            "artifact": None,
+            "patches": [],
+            "labels": labels,
+            "preprocessing": DEFAULT_PREPROCESSING,
+            "selftest": {},
+            "requires": {},
+            "metrics": {},
+            "enrolment": None,
+            "revoked": list(published.revoked),
+            "poll": self._poll,
+        }
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    owner: FakeServer
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet: clients that hang up are part of the play."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        self._route("GET")
+
+    def do_HEAD(self) -> None:
+        self._route("HEAD")
+
+    def do_POST(self) -> None:
+        self._route("POST")
+
+    def log_message(self, *arguments: object) -> None:
+        """Keep quiet."""
+
+    def _route(self, method: str) -> None:
+        self._owner = self.server.owner
+        self._method = method
+        self._status = self._sent = 0
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        route = _route_of(parts.path)
+        fault = self._owner.take_fault(route) or Fault(route)
+        time.sleep(fault.delay_s)
+        try:
+            self._answer(route, parts.path, query, body, fault)
+        finally:
+            self._owner.note(
+                Request(route, method, parts.path, query, self.headers, self._status, self._sent)
+            )
+
+    def _answer(
+        self, route: str, path: str, query: dict[str, str], body: bytes, fault: Fault
+    ) -> None:
+        if fault.status is not None:
+            self._send(fault.status, dict(fault.headers), fault.body, fault)
+        elif not self._owner.admits(self.headers.get("X-App-Key")) and route != "artifact":
+            self._problem(401, "unauthenticated", "A valid application key is needed.")
+        elif route == "update":
+            self._update(path.split("/")[-2], query, fault)
+        elif route == "artifact":
+            self._artifact(path.rsplit("/", 1)[1], fault)
+        elif route == "events":
+            answer = self._owner.take_events(json.loads(body)["events"])
+            self._json(202, answer, {}, fault)
+        else:
+            self._problem(404, "not_found", "There is nothing here.")
+
+    def _update(self, model: str, query: dict[str, str], fault: Fault) -> None:
+        status, manifest, etag = self._owner.answer_update(model, query.get("current"))
+        if status == 404:  # noqa: PLR2004
+            self._problem(404, "unknown_model", f"There is no model {model}.")
+        elif status == 410:  # noqa: PLR2004
+            self._problem(410, "model_retired", f"The model {model} is retired.")
+        elif manifest is None:
+            self._send(204, {}, b"", fault)
+        elif self.headers.get("If-None-Match") == etag:
+            self._send(304, {"ETag": etag}, b"", fault)
+        else:
+            self._json(200, manifest, {"ETag": fault.etag or etag}, fault)
+
+    def _artifact(self, sha256: str, fault: Fault) -> None:
+        elsewhere = self._owner.redirect_for(sha256)
+        if elsewhere:
+            self._send(302, {"Location": elsewhere, "Cache-Control": "no-store"}, b"", fault)
+            return
+        content = self._owner.blobs.get(sha256)
+        if content is None:
+            self._problem(404, "not_found", "There is no such file.")
+            return
+        etag = fault.etag or f'"{sha256}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes"}
+        start = 0 if fault.ignore_range else _range_start(self.headers, etag)
+        if start == 0:
+            self._send(200, headers, content, fault)
+        elif start >= len(content):
+            self._send(416, {"Content-Range": f"bytes */{len(content)}"}, b"", fault)
+        else:
+            span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = fault.content_range or span
+            self._send(206, headers, content[start:], fault)
+
+    def _json(self, status: int, document: object, headers: dict[str, str], fault: Fault) -> None:
+        typed = {"Content-Type": "application/json", **headers}
+        self._send(status, typed, json.dumps(document).encode(), fault)
+
+    def _problem(self, status: int, code: str, detail: str) -> None:
+        document = {"type": "about:blank", "status": status, "code": code, "detail": detail}
+        headers = {"Content-Type": "application/problem+json"}
+        self._send(status, headers, json.dumps(document).encode(), Fault(""))
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault) -> None:
+        if fault.flip is not None and body:
+            index = fault.flip % len(body)
+            body = body[:index] + bytes([body[index] ^ 0xFF]) + body[index + 1 :]
+        self._status = status
+        self.close_connection = True
+        self.send_response(status)
+        for name, value in {"Connection": "close", **headers}.items():
+            self.send_header(name, value)
+        if not fault.endless and status not in {204, 304} and "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self._method != "HEAD":
+            # A client that hangs up in the middle is part of the play.
+            with contextlib.suppress(OSError):
+                self._write(body, fault)
+
+    def _write(self, body: bytes, fault: Fault) -> None:
+        end = len(body) if fault.cut_at is None else min(fault.cut_at, len(body))
+        for start in range(0, end, _PIECE_BYTES):
+            piece = body[start : min(start + _PIECE_BYTES, end)]
+            self.wfile.write(piece)
+            self._sent += len(piece)
+            time.sleep(fault.pause_s)
+        while fault.endless:
+            self.wfile.write(bytes(_PIECE_BYTES))
+            self._sent += _PIECE_BYTES
+
+
+def _bind(owner: FakeServer) -> _Server:
+    """Take a free loopback port below the ephemeral range, so as to meet no outgoing connection."""
+    for _ in range(200):
+        port = random.randrange(*_PORTS)  # noqa: S311 - no secret
+        with contextlib.suppress(OSError):
+            server = _Server(("127.0.0.1", port), _Handler)
+            server.owner = owner
+            return server
+    raise OSError(f"no free port between {_PORTS[0]} and {_PORTS[1]}")
+
+
+def _route_of(path: str) -> str:
+    if re.fullmatch(r"/api/v1/models/[^/]+/update", path):
+        return "update"
+    if path.startswith("/api/v1/artifacts/"):
+        return "artifact"
+    return "events" if path == "/api/v1/events" else "other"
+
+
+def _range_start(headers: Message, etag: str) -> int:
+    """Return where a Range request begins; 0 without one, or when its If-Range does not match."""
+    match = _RANGE.fullmatch(headers.get("Range", ""))
+    if match is None or headers.get("If-Range", etag) != etag:
+        return 0
+    return int(match[1])
