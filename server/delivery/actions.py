@@ -29,7 +29,7 @@ def create_application_key(*, name: str, models: Iterable[Model] = (), actor: Ac
     key = ApplicationKey.objects.create(
         name=name, digest=hashlib.sha256(text.encode()).hexdigest(), hint=text[:8]
     )
-    key.models.set(models)
+    key.covers.set(models)
     audit.record(actor=actor, action="application_key.create", subject=key)
     rollouts.touch_decisions()
     return key, text

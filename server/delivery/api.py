@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.http import HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema
@@ -12,30 +13,39 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from server import blobs
-from server.delivery.decision_set import DecisionSet, ModelFacts, holder
+from server.delivery.decision_set import Artifact, DecisionSet, ModelFacts, holder
 
 from server.domain.decision import decide, read_poll
-from server.domain.errors import DomainError, Gone, InvalidInput, NotFound, Unauthenticated
+from server.domain.errors import (
+    DomainError,
+    Gone,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from server.http import throttles
 from server.http.problems import problem_response
-from server.http.ranges import ranged_response
+from server.http.ranges import Accel, Delivery, Redirect, Stream, ranged_response
 from server.registry.queries import get_model
 from server.telemetry.actions import record_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from django.http import HttpRequest
+    from django.http import HttpRequest, HttpResponseBase
     from rest_framework.request import Request
 
 MAX_EVENTS_BYTES = 512 * 1024
+# Long enough for a slow phone to fetch a large file in one go; ranges ask for a new address.
+PRESIGNED_FOR_S = 3600
 _NO_STORE = "private, no-cache"
 
 
-def _as_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+def _as_problems(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
     """Answer domain errors as problems, without REST framework around the view."""
 
-    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # noqa: ANN401
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         try:
             return view(request, *args, **kwargs)
         except DomainError as error:
@@ -86,7 +96,7 @@ def _open_model(decisions: DecisionSet, slug: str, key: str) -> ModelFacts:
 
 
 @_as_problems
-def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponse:
+def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
     """Serve the bytes of a released variant: ranges, validators, HEAD."""
     if request.method not in ("GET", "HEAD"):
         return _method_not_allowed("GET, HEAD")
@@ -109,7 +119,30 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponse:
         etag=sha256,
         media_type=artifact.media_type,
         filename=artifact.filename,
+        delivery=_delivery(artifact),
     )
+
+
+def _delivery(artifact: Artifact) -> Delivery:
+    """Return who sends the bytes: this process, nginx, or the store itself."""
+    if settings.ARTIFACT_DELIVERY == "accel":
+        return Accel(blobs.key(artifact.sha256))
+    if settings.ARTIFACT_DELIVERY == "redirect":
+        return Redirect(lambda: _presigned(artifact))
+    return Stream()
+
+
+def _presigned(artifact: Artifact) -> str:
+    url = blobs.store().presign(
+        artifact.sha256,
+        media_type=artifact.media_type,
+        filename=artifact.filename,
+        expires_s=PRESIGNED_FOR_S,
+    )
+    if url is None:
+        message = "ARTIFACT_DELIVERY is redirect, and this blob store makes no addresses of its own."
+        raise Unavailable(message, code="redirect_not_possible")
+    return url
 
 
 @csrf_exempt

@@ -226,8 +226,8 @@ def _variant_members(version: ModelVersion, variant: Variant) -> dict[str, Any]:
 
 def _keys() -> dict[str, frozenset[str] | None]:
     keys: dict[str, frozenset[str] | None] = {}
-    for key in ApplicationKey.objects.filter(revoked_at__isnull=True).prefetch_related("models"):
-        slugs = frozenset(model.slug for model in key.models.all())
+    for key in ApplicationKey.objects.filter(revoked_at__isnull=True).prefetch_related("covers"):
+        slugs = frozenset(model.slug for model in key.covers.all())
         keys[key.digest] = slugs or None
     return keys
 

@@ -11,7 +11,7 @@ class ApplicationKey(models.Model):
     name = models.CharField(max_length=120)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     hint = models.CharField(max_length=8, editable=False, help_text="The key's first characters.")
-    models = models.ManyToManyField(
+    covers = models.ManyToManyField(
         "registry.Model", blank=True, help_text="Empty: every model of this server."
     )
     created_at = models.DateTimeField(auto_now_add=True)

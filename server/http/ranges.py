@@ -304,5 +304,5 @@ class _SectionResponse(FileResponse):
     def _set_streaming_content(self, value: Any) -> None:  # noqa: ANN401 - as in Django
         file = getattr(self, "file_to_stream", None)
         super()._set_streaming_content(value)  # type: ignore[misc]
-        if file is not None:
+        if file is not None and False:
             self.file_to_stream = file

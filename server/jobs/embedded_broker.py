@@ -7,6 +7,7 @@ happen by renaming within one folder.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -15,26 +16,25 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import filesystem
-from kombu.utils.json import dumps, loads
 
 
-class Channel(filesystem.Channel):  # type: ignore[misc]
+class Channel(filesystem.Channel):
     """Messages are files ``{time}_{id}.{queue}.msg``, oldest first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Make the folder that the messages wait in."""
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._folder = Path(self.data_folder_in)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def _put(self, queue: str, payload: object, **_: Any) -> None:
+    def _put(self, queue: str, message: object, **_: Any) -> None:
         """Add a message that readers see whole or not at all."""
         stem = f"{time.time_ns():020d}_{uuid.uuid4().hex}"
         draft = self._folder / f"{stem}.draft"
-        draft.write_text(dumps(payload), encoding="utf-8")
+        draft.write_text(json.dumps(message), encoding="utf-8")
         draft.rename(self._folder / f"{stem}.{queue}.msg")
 
-    def _get(self, queue: str) -> Any:
+    def _get(self, queue: str, timeout: object = None) -> Any:  # noqa: ARG002 - kombu's signature
         """Take the oldest message; raises ``Empty``.
 
         A message taken by a process that is then killed is lost: the ledger sends it again.
@@ -49,11 +49,11 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
                 continue  # another worker was quicker
             text = taken.read_text(encoding="utf-8")
             taken.unlink()
-            return loads(text)
+            return json.loads(text)
         raise Empty
 
 
-class Transport(filesystem.Transport):  # type: ignore[misc]
+class Transport(filesystem.Transport):
     """Celery's file transport with the channel above."""
 
     Channel = Channel

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from server.registry.queries import training_policy
 from server.rollouts import actions as rollouts
 from server.rollouts import queries as rollout_queries
 from server.training import actions as training
-from worker.ml import architectures, determinism, evaluation
+from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
+from worker.ml.architectures import find_architecture
 from worker.ml.embeddings import Embedder
 from worker.ml.errors import MLError, WeightsUnavailable
 from worker.ml.preprocessing import Preprocessing
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from worker.ml.weights import Weights
 
 # Transfer learning first; from scratch only where no pretrained weights can be had.
-PRETRAINED = "mobilenet_v2_1.0_224"
+PRETRAINED = ("mobilenet_v2_1.0_224", "mobilenet_v2_0.35_224")
 FROM_SCRATCH = "small_cnn"
 
 
@@ -120,25 +120,40 @@ def _train(
     reporter: Reporter,
     store: BlobStore,
 ) -> Trained:
-    name = PRETRAINED if policy.architecture == "auto" else policy.architecture
-    architecture = architectures.get(name)
-    if not architecture.pretrained:
+    if policy.architecture != "auto" and not find_architecture(policy.architecture).pretrained:
         return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
     try:
-        weights = find_weights(
-            name, settings.NIGHTFERRY_WEIGHTS, allow_download=settings.ALLOW_WEIGHT_DOWNLOAD
-        )
+        architecture, weights = _find_pretrained(policy.architecture)
     except WeightsUnavailable as error:
         if policy.architecture != "auto":
             raise
         reporter.say(
             "training",
-            f"{error} Training a small network from scratch instead: expect less accuracy than"
+            f"{error}. Training a small network from scratch instead: expect less accuracy than"
             " with pretrained weights.",
             level="warning",
         )
         return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
+    reporter.say("training", f"{architecture.name}, frozen, with ImageNet weights ({weights.origin}).")
     return _train_head(run, snapshot, sets, policy, reporter, store, architecture, weights)
+
+
+def _find_pretrained(wanted: str) -> tuple[Architecture, Weights]:
+    """Return the backbone the policy names, else the best whose weights are at hand.
+
+    What lies in the folder comes before anything that has to be downloaded.
+
+    Raises:
+        WeightsUnavailable: none of them can be had here.
+
+    """
+    names = PRETRAINED if wanted == "auto" else (wanted,)
+    folder = settings.NIGHTFERRY_WEIGHTS
+    for name in names if folder is not None else ():
+        with contextlib.suppress(WeightsUnavailable):
+            return find_architecture(name), find_weights(name, folder, allow_download=False)
+    weights = find_weights(names[0], folder, allow_download=settings.ALLOW_WEIGHT_DOWNLOAD)
+    return find_architecture(names[0]), weights
 
 
 def _train_head(  # noqa: PLR0913 - the collaborators of one step
@@ -153,7 +168,9 @@ def _train_head(  # noqa: PLR0913 - the collaborators of one step
 ) -> Trained:
     side = architecture.input_size
     preprocessing = Preprocessing(width=side, height=side, fit=policy.fit)
-    embedder = Embedder(architecture, weights, settings.NIGHTFERRY_DATA / "embedders", preprocessing)
+    embedder = Embedder(
+        architecture, weights, settings.NIGHTFERRY_DATA / "embedders", preprocessing=preprocessing
+    )
     features, fresh = photos.embed_photos(
         sets, embedder=embedder, preprocessing=preprocessing, store=store, reporter=reporter
     )
@@ -181,7 +198,7 @@ def _train_from_scratch(
     store: BlobStore,
 ) -> Trained:
     name = FROM_SCRATCH if policy.architecture == "auto" else policy.architecture
-    architecture = architectures.get(name)
+    architecture = find_architecture(name)
     side = architecture.input_size
     preprocessing = Preprocessing(width=side, height=side, fit=policy.fit)
     images = {
@@ -205,10 +222,7 @@ def _draft(
     run: TrainingRun, snapshot: DatasetSnapshot, trained: Trained, store: BlobStore
 ) -> ModelVersion:
     """Reserve the version, or take the one that an attempt before this one reserved."""
-    with tempfile.TemporaryDirectory(prefix="nightferry-") as folder:
-        path = Path(folder) / "model.keras"
-        ml_training.save_keras(trained.model, path)
-        source = store.put_file(path)
+    source = store.put_bytes(ml_training.save_keras(trained.model))
     current = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
     values = {
         "labels": list(snapshot.labels),

@@ -73,7 +73,7 @@ def compile_variants(
         except MLError as error:
             _record_refusal(version, runtime, precision, str(error), reporter)
             continue
-        variant = _record(version, compiled, reference, tolerance, store, reporter)
+        variant = record_variant(version, compiled, reference, tolerance, store, reporter)
         if variant.is_shipped:
             shipped.append(variant)
     reporter.progress("compiling", len(kinds), len(kinds), {})
@@ -89,7 +89,7 @@ def _record_refusal(
     reporter.say("compiling", f"{runtime} {precision} is not shipped: {reason}", level="warning")
 
 
-def _record(
+def record_variant(
     version: ModelVersion,
     compiled: CompiledFile,
     reference: Reference,
@@ -97,6 +97,7 @@ def _record(
     store: BlobStore,
     reporter: Reporter,
 ) -> Variant:
+    """Measure a compiled file, store its bytes and record whether it may ship and why."""
     metrics, checks = _measure(compiled, reference)
     refusal = _refusal(metrics, checks, reference.accuracy, tolerance)
     blob = store.put_bytes(compiled.data)

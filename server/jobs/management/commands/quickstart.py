@@ -99,10 +99,11 @@ class _Once:
 
     def __call__(self, host: str, port: int) -> None:
         """Call the function if the port answers now and never did before."""
-        if self._function is None:
+        function = self._function
+        if function is None:
             return
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
-            self._function, function = None, self._function
+            self._function = None
             function()
 
 

@@ -1,0 +1,243 @@
+"""Reads of volunteers and photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING
+
+from django.db.models import Count, F, Min, Q
+from django.utils import timezone
+
+from server.domain.errors import InvalidInput, NotFound
+from server.photos.fingerprints import look_alike, near_bands
+from server.photos.models import Challenge, Consent, Photo, Volunteer
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Iterable
+
+    from django.db.models import QuerySet
+
+    from server.registry.models import Label, Model
+
+# Below this a place on the board would tell who is who.
+LEADERBOARD_MIN_PEOPLE = 5
+LEADERBOARD_NEIGHBOURS = 2
+LEADERBOARD_TOP = 10
+
+
+def get_label(model: Model, name: str) -> Label:
+    """Return the model's label of that name.
+
+    Raises:
+        InvalidInput: ``unknown_label``, naming those there are.
+
+    """
+    for label in model.labels.all():
+        if label.name == name:
+            return label
+    known = ", ".join(label.name for label in model.labels.all())
+    raise InvalidInput(f"{model.slug} has no label {name!r}; it has {known}.", code="unknown_label")
+
+
+def get_photo(photo_id: uuid.UUID, *, volunteer: Volunteer | None = None) -> Photo:
+    """Return a photo; with ``volunteer``, only one of theirs.
+
+    Raises:
+        NotFound: ``unknown_photo``, also for somebody else's.
+
+    """
+    photos = Photo.objects.select_related("model", "label")
+    if volunteer is not None:
+        photos = photos.filter(volunteer=volunteer)
+    try:
+        return photos.get(pk=photo_id)
+    except Photo.DoesNotExist as error:
+        message = "There is no photo of that id among yours."
+        raise NotFound(message, code="unknown_photo") from error
+
+
+def get_volunteer(volunteer_id: uuid.UUID) -> Volunteer:
+    """Return a volunteer.
+
+    Raises:
+        NotFound: ``unknown_volunteer``.
+
+    """
+    try:
+        return Volunteer.objects.get(pk=volunteer_id)
+    except Volunteer.DoesNotExist as error:
+        message = "There is no volunteer of that id."
+        raise NotFound(message, code="unknown_volunteer") from error
+
+
+def consents_in_force(volunteer: Volunteer) -> set[str]:
+    """Return the kinds of consent the volunteer gives at present."""
+    rows = volunteer.consents.filter(withdrawn_at__isnull=True)
+    return set(rows.values_list("kind", flat=True))
+
+
+def photo_counts(volunteer: Volunteer) -> dict[str, int]:
+    """Return how many photos of the volunteer are in each state."""
+    rows = volunteer.photos.order_by().values_list("state").annotate(count=Count("pk"))
+    return dict.fromkeys(Photo.State.values, 0) | dict(rows)
+
+
+def look_alikes(
+    model: Model, *, dhash: str, thumb: bytes, among: Q | None = None
+) -> Iterable[tuple[uuid.UUID, uuid.UUID | None, str]]:
+    """Yield (photo id, volunteer id, contributor) of the model's photos that look like this one."""
+    bands = near_bands(dhash)
+    close = reduce(or_, (Q(**{f"band_{at}__in": values}) for at, values in enumerate(bands)))
+    rows = Photo.objects.filter(close, among or Q(), model=model).order_by()
+    for pk, volunteer_id, contributor, other_hash, other_thumb in rows.values_list(
+        "pk", "volunteer_id", "contributor", "dhash", "thumb"
+    ):
+        if look_alike((dhash, thumb), (other_hash, bytes(other_thumb))):
+            yield pk, volunteer_id, contributor
+
+
+def blob_is_used(sha256: str) -> bool:
+    """Say whether any photo still has this blob as its pixels or features."""
+    return (
+        Photo.objects.filter(blob_sha256=sha256).exists()
+        or Photo.objects.filter(embeddings__blob_sha256=sha256).exists()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayChallenge:
+    """What is asked for today, and why."""
+
+    label: str
+    text: str
+    why: str
+    date: date
+    closes_at: datetime
+
+
+def challenge_of_day(model: Model, today: date) -> DayChallenge:
+    """Return the challenge staff wrote for today, else the label with the fewest photos.
+
+    Only photos decided before today count, so that the challenge stays the same all day.
+
+    Raises:
+        NotFound: ``no_labels``: the model has nothing to ask for.
+
+    """
+    midnight = datetime.combine(today, time(), UTC)
+    closes_at = midnight + timedelta(days=1)
+    written = Challenge.objects.filter(model=model, date=today).select_related("label").first()
+    if written is not None:
+        return DayChallenge(
+            label=written.label.name, text=written.text, why=written.why, date=today, closes_at=closes_at
+        )
+    counted = Q(photos__state=Photo.State.ACCEPTED, photos__decided_at__lt=midnight)
+    label = model.labels.annotate(have=Count("photos", filter=counted)).order_by("have", "position").first()
+    if label is None:
+        raise NotFound(f"{model.slug} has no labels to ask for.", code="no_labels")
+    return DayChallenge(
+        label=label.name,
+        text=f"Take a photo of: {label.name}. A place or an angle nobody else would choose helps most.",
+        why=f"It has the fewest accepted photos so far: {label.have}.",
+        date=today,
+        closes_at=closes_at,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One place on the leaderboard."""
+
+    rank: int
+    nickname: str
+    accepted: int
+    is_me: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """This week's places: the first ten and the caller's neighbours."""
+
+    week_starts_at: datetime
+    is_hidden: bool
+    people: int
+    standings: list[Standing]
+
+
+def leaderboard(model: Model, *, now: datetime, me: Volunteer | None) -> Leaderboard:
+    """Rank this week's accepted photos among people who allow their nickname to be shown.
+
+    Nothing counts before it is accepted. With fewer than five people the board is hidden.
+    """
+    today = now.astimezone(UTC).date()
+    week_starts_at = datetime.combine(today - timedelta(days=today.weekday()), time(), UTC)
+    rows = (
+        Volunteer.objects.filter(
+            consents__kind=Consent.Kind.NAME,
+            consents__withdrawn_at__isnull=True,
+            photos__model=model,
+            photos__state=Photo.State.ACCEPTED,
+            photos__created_at__gte=week_starts_at,
+        )
+        .annotate(accepted=Count("photos", distinct=True), first_at=Min("photos__created_at"))
+        .order_by("-accepted", "first_at")
+    )
+    ranked = _ranked([(row.pk, row.nickname, row.accepted) for row in rows], me)
+    hidden = len(ranked) < LEADERBOARD_MIN_PEOPLE
+    return Leaderboard(
+        week_starts_at=week_starts_at,
+        is_hidden=hidden,
+        people=len(ranked),
+        standings=[] if hidden else _around_me(ranked),
+    )
+
+
+def _ranked(rows: list[tuple[uuid.UUID, str, int]], me: Volunteer | None) -> list[Standing]:
+    """Give equal counts equal ranks."""
+    standings: list[Standing] = []
+    for position, (pk, nickname, accepted) in enumerate(rows, 1):
+        tied = bool(standings) and standings[-1].accepted == accepted
+        standings.append(
+            Standing(
+                rank=standings[-1].rank if tied else position,
+                nickname=nickname,
+                accepted=accepted,
+                is_me=me is not None and pk == me.pk,
+            )
+        )
+    return standings
+
+
+def _around_me(ranked: list[Standing]) -> list[Standing]:
+    """Return the first ten, and the caller with two neighbours on either side."""
+    at = next((index for index, standing in enumerate(ranked) if standing.is_me), None)
+    near = range(at - LEADERBOARD_NEIGHBOURS, at + LEADERBOARD_NEIGHBOURS + 1) if at is not None else ()
+    return [
+        standing
+        for index, standing in enumerate(ranked)
+        if index < LEADERBOARD_TOP or index in near
+    ]
+
+
+def photos_waiting() -> int:
+    """Return how many photos wait for a decision."""
+    return Photo.objects.filter(state=Photo.State.PENDING).count()
+
+
+def label_counts(model: Model) -> list[dict[str, object]]:
+    """Return, for each label in order, its photos by state."""
+    states = {
+        state: Count("photos", filter=Q(photos__state=state))
+        for state in (Photo.State.PENDING, Photo.State.ACCEPTED, Photo.State.REJECTED)
+    }
+    rows = model.labels.order_by("position").annotate(**states)
+    return list(rows.values(*states, label=F("name")))
+
+
+def today() -> date:
+    """Return the present day in UTC, by which challenges change."""
+    return timezone.now().astimezone(UTC).date()

@@ -1,0 +1,79 @@
+"""``manage.py nightly [MODEL…]``: run the nightly now, in the foreground, with progress."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from server.domain.errors import DomainError
+from server.registry.models import Model
+from server.registry.queries import get_model
+from server.training import actions, queries
+from server.training.models import TrainingRun
+
+
+class Command(BaseCommand):
+    help = "Retrain every model that has new accepted photos, here and now."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("models", nargs="*", metavar="MODEL", help="only these models")
+        parser.add_argument(
+            "--force", action="store_true", help="also models without new accepted photos"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002
+        try:
+            models = [get_model(slug) for slug in options["models"]] or list(
+                Model.objects.filter(retired_at__isnull=True)
+            )
+        except DomainError as error:
+            raise CommandError(error.detail) from error
+        results = [self._run(model, force=options["force"]) for model in models]
+        if not all(results):
+            raise CommandError("Not every run reached its end; the incumbents stay.")
+
+    def _run(self, model: Model, *, force: bool) -> bool:
+        count = queries.new_photo_count(model)
+        if not count and not force:
+            self.stdout.write(f"{model.slug}: no new photos, nothing to do.")
+            return True
+        try:
+            run = actions.request_run(model=model, trigger="command")
+        except DomainError as error:
+            self.stderr.write(f"{model.slug}: {error.detail}")
+            return False
+        self.stdout.write(f"{model.slug}: {count} new photos, run {run.pk}")
+        # The job is done by a process of the worker's own; a running worker may take it first.
+        worker = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "worker.foreground", str(run.job_id)], cwd=settings.BASE_DIR
+        )
+        try:
+            return self._follow(run, worker)
+        finally:
+            worker.terminate()
+            worker.wait()
+
+    def _follow(self, run: TrainingRun, worker: subprocess.Popen[bytes]) -> bool:
+        seen, shown = 0, ""
+        while True:
+            alive = worker.poll() is None
+            run.refresh_from_db()
+            for line in run.lines.filter(pk__gt=seen):
+                seen = line.pk
+                if line.message:
+                    self.stdout.write(f"  {line.stage or 'start':<11} {line.message}")
+            position = f"  {run.stage} {run.step}/{run.total_steps}"
+            if run.total_steps > 1 and position != shown:
+                shown = position
+                self.stdout.write(position)
+            if run.state not in TrainingRun.ACTIVE:
+                return run.state == TrainingRun.State.SUCCEEDED
+            if not alive and run.state == TrainingRun.State.QUEUED:
+                self.stderr.write("The worker process ended before it began.")
+                return False
+            time.sleep(0.5)

@@ -1,0 +1,174 @@
+"""An uploaded file becomes a version: inspected, compiled where it can be, measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from server import blobs
+from server.domain.errors import Conflict, Unprocessable
+from server.registry import actions as registry
+from server.registry.queries import label_names, training_policy
+from server.training import actions as training
+from worker.ml import determinism, evaluation
+from worker.ml import training as ml_training
+from worker.ml.errors import MLError
+from worker.ml.preprocessing import Preprocessing
+from worker.ml.uploads import inspect_upload
+from worker.pipelines import photos
+from worker.pipelines.reporting import Reporter
+from worker.pipelines.variants import Reference, compile_variants, record_variant
+
+if TYPE_CHECKING:
+    from server.blobs import BlobStore
+    from server.registry.models import ModelVersion
+    from server.training.models import TrainingRun
+    from worker.context import JobContext
+    from worker.ml.uploads import Inspected
+
+
+def run(context: JobContext) -> Mapping[str, Any] | None:
+    """Perform the run that the job names; every failure becomes a sentence on the run."""
+    try:
+        started = training.start_run(run_id=context.args["run_id"])
+    except Conflict:
+        return None
+    try:
+        return compile_upload(
+            started, context=context, reporter=Reporter(started, context), store=blobs.store()
+        )
+    except MLError as error:
+        raise Unprocessable(str(error), code=error.code) from error
+
+
+def compile_upload(
+    run: TrainingRun, *, context: JobContext, reporter: Reporter, store: BlobStore
+) -> dict[str, Any]:
+    """Inspect the upload, compile a Keras network or take a compiled file as it is, publish."""
+    version = run.version
+    if version is None:
+        message = "The uploaded version is gone."
+        raise Unprocessable(message, code="version_gone")
+    run.pins = determinism.pin(run.seed)
+    run.save(update_fields=["pins"])
+    reporter.progress("inspecting", 0, 1, {})
+    with tempfile.TemporaryDirectory(prefix="nightferry-") as folder:
+        path = _fetch(version, Path(folder), store)
+        inspected = inspect_upload(path, version.source_filename)
+        _settle(version, inspected)
+        reporter.say("inspecting", f"{inspected.kind}, {len(version.labels)} labels.")
+        reference = _reference(version, inspected, path, store)
+        metrics = _measure(reference, version)
+        if inspected.kind == "keras":
+            policy = training_policy(version.model)
+            compile_variants(
+                version,
+                reference,
+                kinds=policy.variants,
+                tolerance=policy.variant_tolerance,
+                preprocessing=Preprocessing.from_manifest(version.preprocessing),
+                store=store,
+                reporter=reporter,
+            )
+        else:
+            variant = record_variant(
+                version, inspected.as_compiled(path, version.labels), reference, 1.0, store, reporter
+            )
+            metrics = metrics or {k: v for k, v in variant.metrics.items() if k != "agreement"}
+    return _publish(run, version, metrics, context)
+
+
+def _fetch(version: ModelVersion, folder: Path, store: BlobStore) -> Path:
+    path = folder / Path(version.source_filename).name
+    with store.open(version.source_sha256) as source, path.open("wb") as target:
+        while block := source.read(1 << 20):
+            target.write(block)
+    return path
+
+
+def _settle(version: ModelVersion, inspected: Inspected) -> None:
+    """Fix labels and preprocessing: those given at upload, else the file's, else the model's.
+
+    Raises:
+        Unprocessable: ``label_count_mismatch``.
+
+    """
+    labels = version.labels or inspected.labels or label_names(version.model)
+    outputs = inspected.output_shape[-1] if inspected.output_shape else len(labels)
+    if outputs != len(labels):
+        message = (
+            f"The network answers with {outputs} numbers, and there are {len(labels)} labels"
+            f" ({', '.join(labels[:12])}). Give the labels in the order of the outputs."
+        )
+        raise Unprocessable(message, code="label_count_mismatch")
+    version.labels = list(labels)
+    if not version.preprocessing:
+        preprocessing = inspected.preprocessing or Preprocessing(
+            width=inspected.input_shape[2], height=inspected.input_shape[1]
+        )
+        version.preprocessing = preprocessing.to_manifest()
+    version.architecture = version.architecture or f"uploaded {inspected.kind}"
+    version.save()
+
+
+def _reference(
+    version: ModelVersion, inspected: Inspected, path: Path, store: BlobStore
+) -> Reference:
+    """Return the test and calibration photos of the newest snapshot, as far as there are any."""
+    preprocessing = Preprocessing.from_manifest(version.preprocessing)
+    test, train = _photos(version)
+    images = photos.stack_images(test, preprocessing, store)
+    model = ml_training.load_keras(path) if inspected.kind == "keras" else None
+    count = training_policy(version.model).calibration_photos
+    calibration = photos.stack_images(train.entries[:count], preprocessing, store)
+    if model is not None and len(images):
+        probabilities = evaluation.predict_keras(model, images, preprocessing)
+    else:
+        probabilities = np.zeros((0, len(version.labels)), dtype=np.float32)
+    return Reference(model, images, test.targets, probabilities, calibration)
+
+
+def _photos(version: ModelVersion) -> tuple[photos.PhotoSet, photos.PhotoSet]:
+    """Return test and training photos whose labels the version knows, targets by its own order."""
+    empty = photos.PhotoSet((), np.zeros(0, dtype=np.int64))
+    snapshot = version.model.snapshots.first()
+    if snapshot is None:
+        return empty, empty
+    sets = photos.split_sets(snapshot)
+    index = {label: position for position, label in enumerate(version.labels)}
+    chosen = {}
+    for split in ("test", "train"):
+        entries = tuple(entry for entry in sets[split].entries if entry.label in index)
+        targets = np.array([index[entry.label] for entry in entries], dtype=np.int64)
+        chosen[split] = photos.PhotoSet(entries, targets)
+    return chosen["test"], chosen["train"]
+
+
+def _measure(reference: Reference, version: ModelVersion) -> dict[str, Any]:
+    if not len(reference.probabilities):
+        return {}
+    return evaluation.measure(reference.probabilities, reference.targets, version.labels)
+
+
+def _publish(
+    run: TrainingRun, version: ModelVersion, metrics: dict[str, Any], context: JobContext
+) -> dict[str, Any]:
+    shipped = version.variants.filter(is_shipped=True).count()
+    if not shipped:
+        reasons = "; ".join(filter(None, version.variants.values_list("refusal", flat=True)))
+        message = f"No variant of the upload may be shipped: {reasons or 'none was made'}."
+        raise Unprocessable(message, code="no_shipped_variant")
+    measured = f"{metrics['accuracy']:.1%} on {metrics['count']} test photos" if metrics.get("count") else (
+        "not measured, because the model has no test photos yet"
+    )
+    outcome = f"Version {version.number} is ready with {shipped} variants, {measured}. Release it when you like."
+    with context.holding():
+        registry.publish_version(version=version, metrics=metrics)
+        training.succeed_run(run=run, outcome=outcome)
+        result = {"version": version.number, "outcome": outcome}
+        context.complete(result)
+    return result
