@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client
+
+from server.delivery.actions import create_application_key, revoke_application_key
+from server.delivery.decision_set import holder
+from server.registry.actions import retire_model
+from server.rollouts import actions as rollouts
+from tests.support.factories import make_model, make_version
+
+pytestmark = pytest.mark.django_db
+
+
+def poll(client: Client, model: str = "recyclables", *, headers=None, **query):
+    query = {"device": "d-1", "runtime": "tflite", **query}
+    return client.get(f"/api/v1/models/{model}/update", query, headers=headers or {})
+
+
+@pytest.fixture
+def released():
+    model = make_model()
+    rollouts.release_version(version=make_version(model))
+    holder.refresh()
+    return model
+
+
+def test_a_poll_gets_the_manifest_and_then_304_with_no_query(
+    client, released, django_assert_num_queries
+):
+    with django_assert_num_queries(0):
+        answer = poll(client)
+    manifest = answer.json()
+    assert answer.status_code == 200
+    assert (manifest["label"], manifest["version"], manifest["kind"]) == ("v1", 1, "update")
+    assert manifest["artifact"]["precision"] == "float16"
+    assert manifest["labels"] == ["glass", "metal"]
+    with django_assert_num_queries(0):
+        again = poll(client, current="v1", headers={"If-None-Match": answer["ETag"]})
+    assert again.status_code == 304
+    assert again.content == b""
+    assert again["ETag"] == answer["ETag"]
+    assert poll(client, current="v1").json()["kind"] == "none"
+
+
+def test_every_member_of_the_contract_is_there_and_no_address_expires(client, released):
+    manifest = poll(client).json()
+    assert set(manifest) == set(
+        "spec_version model channel label version kind reason created_at mandatory notes artifact"
+        " patches labels preprocessing selftest requires metrics enrolment revoked poll".split()
+    )
+    assert manifest["artifact"]["path"] == f"/api/v1/artifacts/{manifest['artifact']['sha256']}"
+    assert "http" not in json.dumps(manifest)
+
+
+def test_a_new_release_changes_the_tag_and_a_kill_names_what_is_revoked(client, released):
+    first = poll(client)
+    rollouts.release_version(version=make_version(released))
+    holder.refresh()
+    second = poll(client, headers={"If-None-Match": first["ETag"]})
+    assert second.status_code == 200
+    assert second.json()["label"] == "v2"
+    rollouts.kill(model=released, reason="answers nonsense")
+    holder.refresh()
+    third = poll(client, headers={"If-None-Match": second["ETag"]}).json()
+    assert (third["label"], third["version"]) == ("v3", 1)
+    assert second.json()["artifact"]["sha256"] in third["revoked"]
+    assert third["artifact"]["sha256"] not in third["revoked"]
+    gone = client.get(second.json()["artifact"]["path"])
+    assert (gone.status_code, gone.json()["code"]) == (410, "artifact_revoked")
+    rollouts.kill(model=released)
+    holder.refresh()
+    last = poll(client).json()
+    assert (last["kind"], last["artifact"]) == ("rollback_to_embedded", None)
+    assert len(last["revoked"]) == 6
+
+
+def test_a_device_that_nothing_fits_gets_204(client, released):
+    assert poll(client, accept="float64").status_code == 204
+    assert poll(client, channel="beta").status_code == 204
+    make_model("empty")
+    rollouts.touch_decisions()
+    holder.refresh()
+    assert poll(client, "empty").status_code == 204
+
+
+def test_errors_are_problems_with_stable_codes(client, released):
+    cases = {
+        (400, "missing_device"): poll(client, device=""),
+        (400, "invalid_runtime"): poll(client, runtime="onnx"),
+        (404, "unknown_model"): poll(client, "nothing"),
+    }
+    retire_model(model=released, actor=None)
+    rollouts.touch_decisions()
+    holder.refresh()
+    cases[410, "model_retired"] = poll(client)
+    for (status, code), answer in cases.items():
+        assert answer.status_code == status
+        assert answer["Content-Type"] == "application/problem+json"
+        assert answer.json()["code"] == code
+
+
+def test_a_closed_model_opens_with_its_key_until_that_is_revoked(client):
+    model, other = make_model("closed", is_open=False), make_model("other", is_open=False)
+    rollouts.release_version(version=make_version(model))
+    key, text = create_application_key(name="app", models=[model])
+    holder.refresh()
+    assert poll(client, "closed").status_code == 401
+    assert poll(client, "closed", headers={"X-App-Key": "guess"}).status_code == 401
+    opened = poll(client, "closed", headers={"X-App-Key": text})
+    assert opened.status_code == 200
+    assert poll(client, other.slug, headers={"X-App-Key": text}).status_code == 401
+    path = opened.json()["artifact"]["path"]
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers={"X-App-Key": text}).status_code == 200
+    revoke_application_key(key=key, actor=None)
+    holder.refresh()
+    assert poll(client, "closed", headers={"X-App-Key": text}).status_code == 401
+
+
+def test_artifacts_come_whole_in_ranges_and_as_head(client, released):
+    artifact = poll(client).json()["artifact"]
+    whole = client.get(artifact["path"])
+    body = b"".join(whole.streaming_content)
+    assert whole["ETag"] == f'"{artifact["sha256"]}"'
+    assert len(body) == artifact["size_bytes"]
+    assert "immutable" in whole["Cache-Control"]
+    part = client.get(artifact["path"], headers={"Range": "bytes=3-5"})
+    assert (part.status_code, b"".join(part.streaming_content)) == (206, body[3:6])
+    head = client.head(artifact["path"])
+    assert (head.status_code, head["Content-Length"]) == (200, str(len(body)))
+    assert client.get(f"/api/v1/artifacts/{'0' * 64}").status_code == 404
+
+
+def test_a_photo_or_any_other_blob_is_not_an_artifact(client, released):
+    from server import blobs
+
+    secret = blobs.store().put_bytes(b"a volunteer's photo")
+    assert client.get(f"/api/v1/artifacts/{secret.sha256}").status_code == 404
+
+
+def test_a_web_process_notices_a_release_by_itself(transactional_db, client, settings):
+    import time
+
+    settings.DECISION_REFRESH_S = 0.05
+    model = make_model()
+    assert poll(client).status_code == 204
+    rollouts.release_version(version=make_version(model))
+    deadline = time.monotonic() + 20
+    while poll(client).status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert poll(client).json()["label"] == "v1"

@@ -1,0 +1,48 @@
+"""Things that many tests need, made through the same actions as the product's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server import blobs
+from server.registry import actions as registry
+from server.registry.models import Model, ModelVersion
+
+KINDS = {"tflite:float16": b"half", "tflite:int8": b"int8", "coreml:float16": b"core"}
+
+
+def make_model(slug: str = "recyclables", *, labels: Sequence[str] = ("glass", "metal"), **values: Any) -> Model:
+    """Return a model that devices may fetch without a key."""
+    return registry.create_model(slug=slug, labels=labels, **{"is_open": True, **values})
+
+
+def make_version(
+    model: Model,
+    *,
+    content: Mapping[str, bytes] | None = None,
+    requires: Mapping[str, dict[str, str]] | None = None,
+) -> ModelVersion:
+    """Return a published version whose variants are small files of this very version."""
+    version = registry.draft_version(
+        model=model,
+        source=ModelVersion.Source.UPLOADED,
+        labels=[label.name for label in model.labels.all()],
+        lineage={},
+        preprocessing={"width": 8, "height": 8},
+    )
+    for kind, data in (content or KINDS).items():
+        runtime, precision = kind.split(":")
+        blob = blobs.store().put_bytes(b"%s %s %d" % (data, model.slug.encode(), version.number))
+        registry.add_variant(
+            version=version,
+            runtime=runtime,
+            precision=precision,
+            sha256=blob.sha256,
+            size_bytes=blob.size_bytes,
+            media_type="application/octet-stream",
+            filename=f"{model.slug}.{runtime}",
+            requires=(requires or {}).get(kind, {}),
+            is_shipped=True,
+        )
+    return registry.publish_version(version=version, metrics={"accuracy": 0.9, "count": 40})
