@@ -54,6 +54,7 @@ class EventQueue:
         self._device = device
         self._enabled = enabled
         self._thread_lock = threading.Lock()
+        self._one_sender = threading.Lock()
 
     def record(self, kind: str, model: Model, data: Document | None = None) -> None:
         """Queue one fact about a model. Never raises: telemetry may not stop the app."""
@@ -84,10 +85,11 @@ class EventQueue:
         Raises NetworkError, UnauthorizedError, ProtocolError: what was not taken stays queued.
         """
         done = 0
-        while self._enabled and (batch := self._read()[:MAX_BATCH]):
-            self._deliver(post, batch)
-            self._drop(batch)
-            done += len(batch)
+        with self._one_sender:
+            while self._enabled and (batch := self._read()[:MAX_BATCH]):
+                self._deliver(post, batch)
+                self._drop(batch)
+                done += len(batch)
         return done
 
     def _deliver(self, post: Callable[[str, object], Answer], batch: list[Document]) -> None:

@@ -147,7 +147,15 @@ class State:
 
     def nothing_offered(self, now: float) -> State:
         """Take a 204: there is nothing for this device; what is in use stays."""
-        return replace(self, phase=Phase.IDLE, offered=None, etag="", checked_at=now, retry_at=None)
+        return replace(
+            self,
+            phase=Phase.IDLE,
+            offered=None,
+            etag="",
+            checked_at=now,
+            retry_at=None,
+            staged=None,
+        )
 
     def sent_away(self, until: float) -> State:
         """Remember Retry-After across restarts."""

@@ -1,0 +1,208 @@
+"""What is on the device and which of it is in use: states, files and embedded models together."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nightferry.cache import hash_file
+from nightferry.embedded import UNNAMED_LABEL, manifest_path
+from nightferry.errors import EmbeddedModelError, NoModelError
+from nightferry.files import storing, write_atomically
+from nightferry.models import CacheReport, Model, ModelState, ModelStatus
+from nightferry.state import Installed, State, StateStore, states_below
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nightferry.cache import BlobCache
+    from nightferry.embedded import EmbeddedModels
+    from nightferry.manifest import Manifest
+
+logger = logging.getLogger("nightferry")
+
+
+class Inventory:
+    """The models of one server, channel and runtime that could be used now, offline."""
+
+    def __init__(
+        self,
+        cache: BlobCache,
+        states: StateStore,
+        embedded: EmbeddedModels,
+        now: Callable[[], float],
+    ) -> None:
+        """Use these parts; ``now`` returns seconds since 1970 (UTC)."""
+        self.cache = cache
+        self.states = states
+        self._embedded = embedded
+        self._now = now
+
+    def names(self) -> list[str]:
+        """Return every model that is remembered or embedded."""
+        return sorted({*self.states.names(), *self._embedded.names()})
+
+    def current(self, name: str) -> Model | None:
+        """Return the model in use: the active release, unless the app ships a newer one.
+
+        Raises EmbeddedModelError where only the embedded one is left and it is unusable.
+        """
+        state = self.states.load(name)
+        for installed in (state.active, state.previous if state.active else None):
+            if installed is None or not self.is_usable(installed, state):
+                continue
+            phase = ModelState.CONFIRMED if installed.confirmed else ModelState.ACTIVE
+            newer = self._newer_embedded(name, installed.manifest, state)
+            return newer or self.model(installed, phase, state)
+        return self._embedded_unless_revoked(name, state)
+
+    def required(self, name: str) -> Model:
+        """Return the model in use; raise NoModelError where there is none."""
+        model = self.current(name)
+        if model is None:
+            held_back = self.states.load(name).held_back(self._now())
+            because = f" Of the server's offer, {held_back}." if held_back else ""
+            raise NoModelError(
+                f"There is no model {name!r}: none installed, none embedded.{because}"
+            )
+        return model
+
+    def label(self, name: str) -> str:
+        """Return the label to tell the server: empty for nothing, or for a file without one."""
+        try:
+            model = self.current(name)
+        except EmbeddedModelError as error:
+            logger.warning("%s", error)
+            return ""
+        return "" if model is None or model.label == UNNAMED_LABEL else model.label
+
+    def model(self, installed: Installed, phase: ModelState, state: State | None = None) -> Model:
+        """Return a release as the app sees it."""
+        manifest = installed.manifest
+        artifact = manifest.required_artifact()
+        return Model(
+            name=manifest.model,
+            label=manifest.label,
+            version=manifest.version,
+            path=self.cache.root / installed.path,
+            size_bytes=artifact.size_bytes,
+            sha256=artifact.sha256,
+            runtime=artifact.runtime,
+            precision=artifact.precision,
+            labels=manifest.labels,
+            preprocessing=manifest.preprocessing,
+            is_embedded=False,
+            state=phase,
+            enrolment=_latest_word(manifest, state).enrolment,
+        )
+
+    def status(self, name: str) -> ModelStatus:
+        """Return where one model stands."""
+        state = self.states.load(name)
+        return ModelStatus(
+            name=name,
+            phase=state.phase.value,
+            current=self.current(name),
+            staged=self.model(state.staged, ModelState.STAGED) if state.staged else None,
+            previous_label=state.previous.manifest.label if state.previous else None,
+            offered_label=state.offered.label if state.offered else None,
+            held_back=state.held_back(self._now()),
+            checked_at=state.checked_at,
+        )
+
+    def is_usable(self, installed: Installed, state: State) -> bool:
+        """Tell whether a release may be used: its file is here, whole, and not revoked."""
+        if installed.sha256 in state.revoked:
+            return False
+        return self.cache.has(installed.sha256, installed.size_bytes)
+
+    def delete(self, name: str) -> None:
+        """Forget a model, then delete its files. Raises StorageError."""
+        hashes = self.states.load(name).referenced()
+        self.states.forget(name)
+        self.remove_unreferenced(hashes)
+
+    def remove_unreferenced(self, hashes: frozenset[str]) -> None:
+        """Delete files that no state of any server needs; none while a state cannot be read."""
+        if not hashes:
+            return
+        needed: set[str] = set()
+        for state in states_below(self.cache.root):
+            if state is None:
+                return
+            needed |= state.referenced()
+        for sha256 in hashes - needed:
+            self.cache.remove(sha256)
+            self.cache.discard_partials(sha256)
+
+    def verify(self) -> CacheReport:
+        """Hash every stored file; forget, then delete, the damaged ones."""
+        damaged: dict[str, Path] = {}
+        checked = size_bytes = 0
+        for sha256, path in self.cache.stored():
+            checked += 1
+            if _hash_fits(path, sha256):
+                size_bytes += path.stat().st_size
+            else:
+                damaged[sha256] = path
+        for name in self.states.names():
+            self.states.update(name, lambda state: state.without(self._gone(state, damaged)))
+        for sha256 in damaged:
+            self.cache.remove(sha256)
+        self.cache.sweep()
+        return CacheReport(checked=checked, damaged=tuple(damaged.values()), size_bytes=size_bytes)
+
+    def export(self, name: str, path: Path) -> None:
+        """Write the active release and its manifest to be embedded in an app.
+
+        Raises NoModelError, StorageError.
+        """
+        model = self.required(name)
+        active = self.states.load(name).active
+        if active is None or active.sha256 != model.sha256:
+            raise NoModelError(f"No release of {name!r} is installed that could be exported.")
+        with storing(path):
+            content = model.path.read_bytes()
+        write_atomically(path, content)
+        document = json.dumps(active.manifest.document, indent=1, ensure_ascii=False)
+        write_atomically(manifest_path(path), document.encode())
+
+    def _newer_embedded(self, name: str, active: Manifest, state: State) -> Model | None:
+        """Return the embedded model if an update of the app brought a later release than is here.
+
+        Labels are counted per channel, never compared by clock.
+        """
+        try:
+            shipped = self._embedded.manifest(name)
+        except EmbeddedModelError as error:
+            logger.warning("%s", error)
+            return None
+        if shipped is None or shipped.channel != active.channel:
+            return None
+        if shipped.release_number <= active.release_number:
+            return None
+        return self._embedded_unless_revoked(name, state)
+
+    def _embedded_unless_revoked(self, name: str, state: State) -> Model | None:
+        model = self._embedded.get(name)
+        return None if model is None or model.sha256 in state.revoked else model
+
+    def _gone(self, state: State, damaged: Mapping[str, Path]) -> frozenset[str]:
+        kept = [i for i in (state.staged, state.active, state.previous) if i is not None]
+        missing = {i.sha256 for i in kept if not self.cache.has(i.sha256, i.size_bytes)}
+        return frozenset(missing | damaged.keys())
+
+
+def _latest_word(manifest: Manifest, state: State | None) -> Manifest:
+    """Return the server's last manifest of the same release: a rollout may have ended since."""
+    offered = state.offered if state else None
+    return offered if offered and offered.label == manifest.label else manifest
+
+
+def _hash_fits(path: Path, sha256: str) -> bool:
+    try:
+        return hash_file(path) == sha256
+    except OSError:
+        return False
