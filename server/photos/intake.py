@@ -26,7 +26,7 @@ from typing import IO, Any
 from server.domain.errors import Unavailable
 from server.photos.refusals import PhotoRejected, rejection
 
-__all__ = ["Intake", "Limits", "PhotoRejected", "examine"]
+__all__ = ["Intake", "Limits", "PhotoRejected", "bounded_sha256", "examine"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CHUNK_BYTES = 2**20
@@ -79,7 +79,7 @@ def examine(source: Path | IO[bytes], *, limits: Limits) -> Intake:
     if isinstance(source, Path):
         with source.open("rb") as file:
             return examine(file, limits=limits)
-    source_sha256 = _bounded_sha256(source, limits.max_bytes)
+    source_sha256 = bounded_sha256(source, limits.max_bytes)
     with _with_descriptor(source) as file:
         found, jpeg = _pool(os.getpid()).decode(file, limits)
     if "refused" in found:
@@ -92,7 +92,13 @@ def examine(source: Path | IO[bytes], *, limits: Limits) -> Intake:
     )
 
 
-def _bounded_sha256(file: IO[bytes], max_bytes: int) -> str:
+def bounded_sha256(file: IO[bytes], max_bytes: int) -> str:
+    """Return the hash of the whole file.
+
+    Raises:
+        PhotoRejected: ``too_large``.
+
+    """
     digest, size_bytes = hashlib.sha256(), 0
     file.seek(0)
     while chunk := file.read(_CHUNK_BYTES):

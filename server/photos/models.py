@@ -115,6 +115,14 @@ class Photo(models.Model):
     band_2 = models.PositiveIntegerField(null=True, editable=False)
     band_3 = models.PositiveIntegerField(null=True, editable=False)
     thumb = models.BinaryField(max_length=256, default=bytes)
+    resembles = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        help_text="Somebody else's photo that looks the same.",
+    )
     quality = models.JSONField(default=dict, blank=True)
     notes = models.JSONField(default=list, blank=True)
     rejection_code = models.CharField(max_length=40, blank=True)
@@ -213,6 +221,17 @@ class PhotoEmbedding(models.Model):
     def __str__(self) -> str:
         """Return the key."""
         return self.key
+
+
+class ForgottenBlob(models.Model):
+    """A blob of a withdrawn photo that is still to be deleted: kept until the store has done it."""
+
+    sha256 = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        """Return the hash."""
+        return self.sha256
 
 
 class Challenge(models.Model):

@@ -8,16 +8,16 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
 
-from django.db.models import Count, F, Min, Q
+from django.db.models import Count, Min, Q
 from django.utils import timezone
 
 from server.domain.errors import InvalidInput, NotFound
 from server.photos.fingerprints import look_alike, near_bands
-from server.photos.models import Challenge, Consent, Photo, Volunteer
+from server.photos.models import Challenge, Consent, Photo, PhotoEmbedding, Volunteer
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from django.db.models import QuerySet
 
@@ -80,31 +80,39 @@ def consents_in_force(volunteer: Volunteer) -> set[str]:
     return set(rows.values_list("kind", flat=True))
 
 
+def trainable_photos(model: Model) -> QuerySet[Photo]:
+    """Return the accepted photos whose volunteers allow training; imported ones have none to ask."""
+    allowed = Consent.objects.filter(kind=Consent.Kind.TRAIN, withdrawn_at__isnull=True)
+    return Photo.objects.filter(
+        Q(volunteer__isnull=True) | Q(volunteer__in=allowed.values("volunteer")),
+        model=model,
+        state=Photo.State.ACCEPTED,
+    )
+
+
 def photo_counts(volunteer: Volunteer) -> dict[str, int]:
     """Return how many photos of the volunteer are in each state."""
     rows = volunteer.photos.order_by().values_list("state").annotate(count=Count("pk"))
     return dict.fromkeys(Photo.State.values, 0) | dict(rows)
 
 
-def look_alikes(
-    model: Model, *, dhash: str, thumb: bytes, among: Q | None = None
-) -> Iterable[tuple[uuid.UUID, uuid.UUID | None, str]]:
-    """Yield (photo id, volunteer id, contributor) of the model's photos that look like this one."""
-    bands = near_bands(dhash)
-    close = reduce(or_, (Q(**{f"band_{at}__in": values}) for at, values in enumerate(bands)))
-    rows = Photo.objects.filter(close, among or Q(), model=model).order_by()
-    for pk, volunteer_id, contributor, other_hash, other_thumb in rows.values_list(
-        "pk", "volunteer_id", "contributor", "dhash", "thumb"
-    ):
-        if look_alike((dhash, thumb), (other_hash, bytes(other_thumb))):
-            yield pk, volunteer_id, contributor
+def look_alikes(model: Model, *, dhash: str, thumb: bytes) -> Iterator[tuple[uuid.UUID, str]]:
+    """Yield id and contributor of the model's photos, rejected ones apart, that look like this one."""
+    close = reduce(
+        or_, (Q(**{f"band_{at}__in": values}) for at, values in enumerate(near_bands(dhash)))
+    )
+    states = (Photo.State.PENDING, Photo.State.ACCEPTED)
+    rows = Photo.objects.filter(close, model=model, state__in=states).order_by()
+    for pk, contributor, *other in rows.values_list("pk", "contributor", "dhash", "thumb"):
+        if look_alike((dhash, thumb), (other[0], bytes(other[1]))):
+            yield pk, contributor
 
 
 def blob_is_used(sha256: str) -> bool:
     """Say whether any photo still has this blob as its pixels or features."""
     return (
         Photo.objects.filter(blob_sha256=sha256).exists()
-        or Photo.objects.filter(embeddings__blob_sha256=sha256).exists()
+        or PhotoEmbedding.objects.filter(blob_sha256=sha256).exists()
     )
 
 
@@ -221,21 +229,6 @@ def _around_me(ranked: list[Standing]) -> list[Standing]:
         for index, standing in enumerate(ranked)
         if index < LEADERBOARD_TOP or index in near
     ]
-
-
-def photos_waiting() -> int:
-    """Return how many photos wait for a decision."""
-    return Photo.objects.filter(state=Photo.State.PENDING).count()
-
-
-def label_counts(model: Model) -> list[dict[str, object]]:
-    """Return, for each label in order, its photos by state."""
-    states = {
-        state: Count("photos", filter=Q(photos__state=state))
-        for state in (Photo.State.PENDING, Photo.State.ACCEPTED, Photo.State.REJECTED)
-    }
-    rows = model.labels.order_by("position").annotate(**states)
-    return list(rows.values(*states, label=F("name")))
 
 
 def today() -> date:
