@@ -33,9 +33,9 @@ __all__ = [
 @functools.cache
 def store() -> BlobStore:
     """Return the store of ``settings.BLOB_STORE_URL``. Raises ``ImproperlyConfigured``."""
-    from django.conf import settings  # noqa: PLC0415 - stores themselves need no settings
+    from django.conf import settings
 
-    from server import env  # noqa: PLC0415
+    from server import env
 
     if "AWS_SECRET_ACCESS_KEY_FILE" not in os.environ:
         # The S3 client knows the usual places of credentials, roles and session tokens itself.

@@ -78,9 +78,7 @@ class BlobStore(ABC):
         """Yield every blob, in the order of their hashes."""
 
     @abstractmethod
-    def presign(
-        self, sha256: str, *, media_type: str, filename: str, expires_s: int
-    ) -> str | None:
+    def presign(self, sha256: str, *, media_type: str, filename: str, expires_s: int) -> str | None:
         """Return an address that gives the blob to anyone for a while; None if there is none."""
 
     @abstractmethod

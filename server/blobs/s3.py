@@ -65,11 +65,11 @@ class S3BlobStore(BlobStore):
         self.part_bytes = part_bytes
 
     @functools.cached_property
-    def _client(self) -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
+    def _client(self) -> Any:
         return _connect(self.location, self.location.endpoint)
 
     @functools.cached_property
-    def _public_client(self) -> Any:  # noqa: ANN401
+    def _public_client(self) -> Any:
         return _connect(self.location, self.location.public_endpoint or self.location.endpoint)
 
     def _object(self, sha256: str) -> dict[str, str]:
@@ -106,7 +106,7 @@ class S3BlobStore(BlobStore):
         upload = self._client.create_multipart_upload(**where, CacheControl=CACHE_CONTROL)
         where_part = {**where, "UploadId": upload["UploadId"]}
         try:
-            parts = []
+            parts: list[dict[str, Any]] = []
             while content := source.read(self.part_bytes):
                 number = len(parts) + 1
                 answer = self._client.upload_part(
@@ -140,7 +140,7 @@ class S3BlobStore(BlobStore):
             return self._stored_size(sha256) is not None
 
     def _stored_size(self, sha256: str) -> int | None:
-        from botocore.exceptions import ClientError  # noqa: PLC0415
+        from botocore.exceptions import ClientError
 
         try:
             return int(self._client.head_object(**self._object(sha256))["ContentLength"])
@@ -167,9 +167,7 @@ class S3BlobStore(BlobStore):
                     if sha256 is not None:
                         yield Blob(sha256, found["Size"])
 
-    def presign(
-        self, sha256: str, *, media_type: str, filename: str, expires_s: int
-    ) -> str | None:
+    def presign(self, sha256: str, *, media_type: str, filename: str, expires_s: int) -> str | None:
         """Return a signed address; signing needs no request."""
         disposition = content_disposition_header(as_attachment=True, filename=filename)
         answer = {"ResponseContentType": media_type, "ResponseContentDisposition": disposition}
@@ -189,13 +187,13 @@ class S3BlobStore(BlobStore):
             return False
         return True
 
-    def _get(self, sha256: str, start: int) -> Any:  # noqa: ANN401 - boto3's streaming body
+    def _get(self, sha256: str, start: int) -> Any:
         answer = self._client.get_object(**self._object(sha256), Range=f"bytes={start}-")
         return answer["Body"]
 
     @contextlib.contextmanager
     def _translated(self, sha256: str = "") -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
@@ -261,7 +259,7 @@ class _S3Reader(io.RawIOBase):
 
     def _try_read(self, size_bytes: int, *, last: bool) -> bytes:
         """Return the next bytes; none where the connection broke and another try is due."""
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError
 
         try:
             if self._body is None:
@@ -286,9 +284,9 @@ class _S3Reader(io.RawIOBase):
             self._body = None
 
 
-def _connect(location: S3Location, endpoint: str | None) -> Any:  # noqa: ANN401
-    import boto3  # noqa: PLC0415 - 40 MB and a third of a second, for S3 stores only
-    from botocore.config import Config  # noqa: PLC0415
+def _connect(location: S3Location, endpoint: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
 
     return boto3.session.Session().client(
         "s3",
@@ -314,5 +312,5 @@ def _md5(content: bytes) -> str:
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
-def _status(error: Any) -> int:  # noqa: ANN401 - botocore has no types
+def _status(error: Any) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

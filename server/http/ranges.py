@@ -67,7 +67,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """This process sends the bytes."""
+    """Our own process sends the bytes."""
 
 
 Delivery = Stream | Accel | Redirect
@@ -85,7 +85,7 @@ class Content:
     filename: str
 
 
-def ranged_response(  # noqa: PLR0913 - all of them describe one thing
+def ranged_response(
     request: HttpRequest,
     *,
     open_reader: Callable[[], BinaryIO],
@@ -108,11 +108,16 @@ def ranged_response(  # noqa: PLR0913 - all of them describe one thing
         return _with_headers(HttpResponse(status=304), content, body=False)
     if request.method == "HEAD":
         return _head(content)
+    return _send(request, content, delivery)
+
+
+def _send(request: HttpRequest, content: Content, delivery: Delivery) -> HttpResponseBase:
+    """Answer a GET whose conditions hold."""
     section = wanted_range(request, content)
     if section is not None and not section:
-        error = RangeNotSatisfiable(f"The content has {size_bytes} bytes.")
+        error = RangeNotSatisfiable(f"The content has {content.size_bytes} bytes.")
         response = _refusal(error, content)
-        response["Content-Range"] = f"bytes */{size_bytes}"
+        response["Content-Range"] = f"bytes */{content.size_bytes}"
         return response
     if isinstance(delivery, Accel) and not _asks_what_nginx_misjudges(request):
         return _accel(content, delivery, ranged=section is not None)
@@ -157,7 +162,7 @@ def _matches(header: str | None, etag: str, *, absent: bool, weak: bool) -> bool
 
 
 def _asks_what_nginx_misjudges(request: HttpRequest) -> bool:
-    """nginx would compare these with the file's own time and tag."""
+    """Nginx would compare these with the file's own time and tag."""
     return "If-Match" in request.headers or "If-Unmodified-Since" in request.headers
 
 
@@ -301,8 +306,8 @@ class _SectionResponse(FileResponse):
     block_size = 64 * 1024
     file_to_stream: Any
 
-    def _set_streaming_content(self, value: Any) -> None:  # noqa: ANN401 - as in Django
+    def _set_streaming_content(self, value: Any) -> None:
         file = getattr(self, "file_to_stream", None)
         super()._set_streaming_content(value)  # type: ignore[misc]
-        if file is not None and False:
+        if file is not None:
             self.file_to_stream = file

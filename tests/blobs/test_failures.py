@@ -67,7 +67,7 @@ store.put_bytes(b"x" * 20_000_000)
 
 
 def _kill_half_way(program: str, url: str, env: dict[str, str]) -> None:
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [sys.executable, "-c", program, url],
         cwd=REPOSITORY,
         env={**os.environ, **env},
@@ -113,7 +113,7 @@ def test_large_blobs_go_up_in_parts(s3_store: S3BlobStore) -> None:
     content = os.urandom(12 * 2**20 + 17)
     blob = s3_store.put_bytes(content)
     assert s3_store.read(blob.sha256) == content
-    answer = s3_store._client.head_object(**s3_store._object(blob.sha256))  # noqa: SLF001
+    answer = s3_store._client.head_object(**s3_store._object(blob.sha256))
     assert answer["ETag"].strip('"').endswith("-3")
 
 
@@ -139,7 +139,7 @@ def test_a_presigned_address_is_for_one_blob_and_a_while(s3_store: S3BlobStore) 
         assert url is not None
         return url
 
-    with urllib.request.urlopen(presign(60)) as answer:  # noqa: S310
+    with urllib.request.urlopen(presign(60)) as answer:
         assert answer.read() == b"a model"
         assert answer.headers["Content-Type"] == "application/x-test"
         assert answer.headers["Content-Disposition"] == (
@@ -150,12 +150,15 @@ def test_a_presigned_address_is_for_one_blob_and_a_while(s3_store: S3BlobStore) 
     time.sleep(2)
     for refused in (
         expired,
-        url.replace(sha256, other).replace(f"{sha256[:2]}/{sha256[2:4]}", f"{other[:2]}/{other[2:4]}"),
+        url.replace(sha256, other).replace(
+            f"{sha256[:2]}/{sha256[2:4]}", f"{other[:2]}/{other[2:4]}"
+        ),
         url.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"),
         url.partition("?")[0],
     ):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(refused)  # noqa: S310
+        with pytest.raises(urllib.error.HTTPError, match="403") as caught:
+            urllib.request.urlopen(refused)
+        caught.value.close()
 
 
 def test_a_folder_has_no_web_address(tmp_path: Path) -> None:
@@ -252,6 +255,7 @@ def _cutting_proxy(endpoint: str, *, cut_after: int) -> Iterator[str]:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        source.close()
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -259,6 +263,7 @@ def _cutting_proxy(endpoint: str, *, cut_after: int) -> Iterator[str]:
                 client, _ = listener.accept()
                 server = socket.create_connection((target.hostname, target.port))
                 for ends in ((client, server, 2**40), (server, client, cut_after)):
+                    # Each thread closes the end it reads from.
                     threading.Thread(target=pump, args=ends, daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()

@@ -189,4 +189,4 @@ def _put_foreign_object(store: BlobStore, name: str, content: bytes = b"foreign"
     else:
         assert isinstance(store, S3BlobStore)
         where = {"Bucket": store.location.bucket, "Key": store.location.prefix + name}
-        store._client.put_object(**where, Body=content)  # noqa: SLF001
+        store._client.put_object(**where, Body=content)

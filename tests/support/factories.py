@@ -12,7 +12,9 @@ from server.registry.models import Model, ModelVersion
 KINDS = {"tflite:float16": b"half", "tflite:int8": b"int8", "coreml:float16": b"core"}
 
 
-def make_model(slug: str = "recyclables", *, labels: Sequence[str] = ("glass", "metal"), **values: Any) -> Model:
+def make_model(
+    slug: str = "recyclables", *, labels: Sequence[str] = ("glass", "metal"), **values: Any
+) -> Model:
     """Return a model that devices may fetch without a key."""
     return registry.create_model(slug=slug, labels=labels, **{"is_open": True, **values})
 

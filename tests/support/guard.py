@@ -7,6 +7,7 @@ standard input: end of file means "stop", whether it was closed in good order or
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         # A Ctrl-C in the terminal reaches the guard too; only end of file is a reason to stop.
         signal.signal(signal.Signals[name], signal.SIG_IGN)
-    child = subprocess.Popen(  # noqa: S603 - the command comes from our own test code
+    child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -49,20 +50,16 @@ def _restore_signals() -> None:
 
 def _stop(child: subprocess.Popen[bytes], stop_signal: signal.Signals) -> int:
     child.send_signal(stop_signal)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
     _end_group(child)
     return child.wait()
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     """End whatever the command left behind in its own process group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class ServiceFailed(RuntimeError):
 def free_port() -> int:
     """Return a loopback port nobody listens on, below 32768."""
     for _ in range(200):
-        port = random.choice(PORTS)  # noqa: S311 - not a secret
+        port = random.choice(PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -56,7 +56,7 @@ def running(
     the death of this process. Raises `ServiceFailed` when ``ready`` stays false.
     """
     with log.open("ab") as output:
-        guard = subprocess.Popen(  # noqa: S603 - our own test code names the command
+        guard = subprocess.Popen(
             [sys.executable, "-I", "-S", GUARD, stop_signal, user or "-", *map(str, command)],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -71,9 +71,7 @@ def running(
         _stop(guard)
 
 
-def _wait_until_ready(
-    guard: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path
-) -> None:
+def _wait_until_ready(guard: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while not ready():
         if guard.poll() is not None or time.monotonic() > deadline:

@@ -29,7 +29,7 @@ from tests.support.processes import HOST, answers_http, free_port, listens, runn
 @contextlib.contextmanager
 def _folder(name: str) -> Iterator[Path]:
     """Yield a short-pathed temporary folder: a Unix socket's path may have 107 characters."""
-    folder = Path(tempfile.mkdtemp(prefix=f"nf-{name}-", dir="/tmp"))  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix=f"nf-{name}-", dir="/tmp"))
     try:
         yield folder
     finally:
@@ -53,7 +53,7 @@ class PostgreSQL:
 
     def create_database(self) -> str:
         """Make an empty database and return its ``DATABASE_URL``."""
-        import psycopg  # noqa: PLC0415 - other services need no driver
+        import psycopg
 
         name = f"nf_{uuid.uuid4().hex[:12]}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
@@ -96,7 +96,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 def _postgresql_ready(server: PostgreSQL) -> bool:
     asked = [server.binaries / "pg_isready", "-q", "-h", HOST, "-p", str(server.port)]
-    return subprocess.run(asked, check=False).returncode == 0  # noqa: S603
+    return subprocess.run(asked, check=False).returncode == 0
 
 
 def _postgresql_binaries() -> Path:
@@ -115,12 +115,12 @@ def _postgresql_binaries() -> Path:
 
 
 def _unprivileged_user() -> str:
-    import pwd  # noqa: PLC0415 - Unix only, like PostgreSQL's refusal to run as root
+    import pwd
 
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
-    missing("PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody")
+    return missing("PostgreSQL refuses to run as root, and here is neither postgres nor nobody")
 
 
 # Redis
@@ -253,7 +253,7 @@ class S3:
 
     def create_bucket(self, name: str | None = None) -> str:
         """Make a bucket and return its name."""
-        import boto3  # noqa: PLC0415 - a second to import, for S3 tests only
+        import boto3
 
         name = name or f"nf-{uuid.uuid4().hex[:12]}"
         client = boto3.client(
@@ -441,9 +441,7 @@ def gunicorn(
 
 
 @contextlib.contextmanager
-def _web(
-    name: str, command: list[str], port: int, env: Mapping[str, str] | None
-) -> Iterator[Web]:
+def _web(name: str, command: list[str], port: int, env: Mapping[str, str] | None) -> Iterator[Web]:
     with _folder(name) as folder:
         path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
         with running(
@@ -465,7 +463,7 @@ def _check(
     command: list[str | Path] | list[str], *, user: str | None = None, cwd: Path | None = None
 ) -> str:
     """Run a command to its end and return what it printed; say all it printed when it fails."""
-    done = subprocess.run(  # noqa: S603 - commands are named above
+    done = subprocess.run(
         [str(word) for word in command],
         check=False,
         user=user,
