@@ -12,7 +12,10 @@ from server.http.health import healthz, readyz
 api = [
     path("", include("server.delivery.urls")),
     path("", include("server.photos.urls")),
-    path("", include("server.console.api_urls")),
+    path("", include("server.registry.urls")),
+    path("", include("server.training.urls")),
+    path("", include("server.rollouts.urls")),
+    path("", include("server.console.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
 ]
