@@ -7,7 +7,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from server.http.health import healthz, readyz
+from server.health import healthz, readyz
 
 api = [
     path("", include("server.delivery.urls")),

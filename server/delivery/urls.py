@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path, register_converter
 
-from server.delivery import api
+from server.delivery import api, keys_api
 
 
 class Sha256Converter:
@@ -25,7 +25,9 @@ register_converter(Sha256Converter, "sha256")
 
 urlpatterns = [
     path("models/<str:model>/update", api.check_update, name="update"),
-    path("models/<str:model>/explain", api.Explain.as_view(), name="explain"),
+    path("models/<slug:model>/explain", api.Explain.as_view(), name="explain"),
     path("artifacts/<sha256:sha256>", api.fetch_artifact, name="artifact"),
     path("events", api.take_events, name="events"),
+    path("keys", keys_api.ApplicationKeys.as_view(), name="keys"),
+    path("keys/<int:key_id>", keys_api.OneApplicationKey.as_view(), name="key"),
 ]

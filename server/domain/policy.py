@@ -68,6 +68,17 @@ class TrainingPolicy:
             (0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1, "margin and variant_tolerance lie between 0 and 1"),
             (self.min_photos_per_label >= 2, "min_photos_per_label is at least 2"),  # noqa: PLR2004
             (bool(self.variants) and set(self.variants) <= set(VARIANTS), f"variants are some of {', '.join(VARIANTS)}"),
+            (-(2**31) <= self.seed < 2**31, "seed is a whole number of 32 bits"),
+            (
+                all(
+                    0 <= count <= 1_000_000
+                    for count in (
+                        self.min_photos_per_label, self.min_test_photos, self.min_side_px,
+                        self.calibration_photos,
+                    )
+                ),
+                "counts lie between 0 and a million",
+            ),
             (self.auto_accept in {"none", "trusted"}, "auto_accept is none or trusted"),
             (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Actor = AbstractBaseUser | AnonymousUser | None
 
 MAX_LABELS = 1001
+_CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d").fullmatch
 
 
 def create_model(
@@ -43,7 +45,7 @@ def create_model(
         SLUG(slug)
     except ValidationError as error:
         raise InvalidInput(str(error.messages[0]), code="invalid_slug") from error
-    names = _checked_labels(labels)
+    names = check_labels(labels)
     TrainingPolicy.read(training_policy or {})
     try:
         with transaction.atomic():
@@ -65,7 +67,8 @@ def create_model(
     return model
 
 
-def _checked_labels(labels: Sequence[str]) -> list[str]:
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels without surrounding blanks; raises ``InvalidInput``: ``invalid_labels``."""
     names = [label.strip() for label in labels]
     if not 1 <= len(names) <= MAX_LABELS:
         message = f"A model takes 1 to {MAX_LABELS} labels, not {len(names)}."
@@ -86,6 +89,46 @@ def set_training_policy(*, model: Model, policy: dict[str, Any], actor: Actor) -
     model.training_policy = policy
     model.save(update_fields=["training_policy"])
     audit.record(actor=actor, action="model.set_policy", subject=model, detail=policy)
+
+
+@transaction.atomic
+def change_model(
+    *,
+    model: Model,
+    training_policy: Mapping[str, Any] | None = None,
+    is_retired: bool | None = None,
+    actor: Actor,
+    **values: Any,
+) -> Model:
+    """Change what is given: ``name``, ``description``, ``is_open``, ``nightly_at``,
+    ``nightly_enabled``; of the policy the members given, where None takes the default again.
+
+    Raises:
+        InvalidInput: ``invalid_policy`` or ``invalid_nightly_at``.
+        Conflict: ``model_retired``: a retired model does not come back.
+
+    """
+    model = Model.objects.select_for_update().get(pk=model.pk)
+    if is_retired is False and model.retired_at is not None:
+        message = f"{model.slug} is retired for good; make a new model instead."
+        raise Conflict(message, code="model_retired")
+    if not _CLOCK(values.get("nightly_at") or "00:00"):
+        message = "nightly_at takes a time of day such as 02:30, or nothing for the server's own."
+        raise InvalidInput(message, code="invalid_nightly_at")
+    if training_policy is not None:
+        merged = {**model.training_policy, **training_policy}
+        policy = {name: value for name, value in merged.items() if value is not None}
+        if policy != model.training_policy:
+            set_training_policy(model=model, policy=policy, actor=actor)
+    changed = {name: value for name, value in values.items() if getattr(model, name) != value}
+    if changed:
+        for name, value in changed.items():
+            setattr(model, name, value)
+        model.save(update_fields=list(changed))
+        audit.record(actor=actor, action="model.change", subject=model, detail=changed)
+    if is_retired and model.retired_at is None:
+        retire_model(model=model, actor=actor)
+    return model
 
 
 @transaction.atomic

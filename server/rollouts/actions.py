@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from server.domain.errors import Conflict
+from server.domain.errors import Conflict, InvalidInput
 from server.http import audit
-from server.registry.models import Model, ModelVersion
+from server.registry.models import SLUG, Model, ModelVersion
 from server.rollouts import queries
 from server.rollouts.models import Channel, DecisionEpoch, Release
 
@@ -38,6 +39,7 @@ def release_version(
         Conflict: ``version_not_published``, ``no_shipped_variant``, ``model_retired``,
             ``version_revoked`` (it was killed here before) or ``identical_release`` (the channel
             serves this very version already).
+        InvalidInput: ``invalid_channel``.
 
     """
     if version.model.retired_at is not None:
@@ -138,6 +140,11 @@ def touch_decisions() -> None:
 
 
 def _lock_channel(model: Model, name: str) -> Channel:
+    try:
+        SLUG(name)
+    except ValidationError as error:
+        message = "A channel's name takes small letters, digits, - and _."
+        raise InvalidInput(message, code="invalid_channel") from error
     channel, _ = Channel.objects.get_or_create(model=model, name=name)
     return Channel.objects.select_for_update().get(pk=channel.pk)
 

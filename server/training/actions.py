@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from server import blobs
 from server.domain.errors import Conflict, Unprocessable
 from server.domain.splits import Split, Unit, assign_splits, cap_contributors
 from server.http import audit
 from server.jobs import actions as jobs
 from server.jobs import names
 from server.photos.models import Photo
+from server.registry import actions as registry
+from server.registry.actions import check_labels
 from server.registry.models import Model, ModelVersion
 from server.registry.queries import label_names, training_policy
-from server.training import queries
+from server.training import queries, uploads
 from server.training.models import (
     DatasetSnapshot,
     RunLine,
@@ -78,6 +82,56 @@ def request_run(
         message = f"{model.slug} has an unfinished run already; wait for it or cancel it."
         raise Conflict(message, code="run_active", run=str(active.pk) if active else None) from error
     return run
+
+
+def upload_version(
+    *,
+    model: Model,
+    file: BinaryIO,
+    filename: str,
+    labels: Sequence[str] = (),
+    notes: str = "",
+    preprocessing: dict[str, Any] | None = None,
+    actor: Actor = None,
+) -> TrainingRun:
+    """Store a trained file as a draft version and queue the run that compiles and measures it.
+
+    Raises:
+        TooLarge, UnsupportedMediaType, Unprocessable: see ``uploads.check_upload``.
+        InvalidInput: ``invalid_labels``.
+        Conflict: as ``request_run``.
+
+    """
+    checked = check_labels(labels) if labels else []
+    uploads.check_upload(file, filename, max_bytes=settings.MAX_MODEL_BYTES)
+    # Before the bytes are copied; the request below is what is certain.
+    _refuse_second_run(model)
+    blob = blobs.store().put_stream(file)
+    with transaction.atomic():
+        version = registry.draft_version(
+            model=model,
+            source=ModelVersion.Source.UPLOADED,
+            labels=checked,
+            lineage={"upload": {"filename": filename, "size_bytes": blob.size_bytes}},
+            preprocessing=preprocessing,
+            source_sha256=blob.sha256,
+            source_filename=filename,
+            notes=notes,
+        )
+        return request_run(
+            model=model,
+            trigger="upload",
+            kind=TrainingRun.Kind.COMPILE_UPLOAD,
+            version=version,
+            actor=actor,
+        )
+
+
+def _refuse_second_run(model: Model) -> None:
+    active = model.runs.filter(state__in=TrainingRun.ACTIVE).first()
+    if active is not None:
+        message = f"{model.slug} has an unfinished run already; wait for it or cancel it."
+        raise Conflict(message, code="run_active", run=str(active.pk))
 
 
 @transaction.atomic

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from server.domain.errors import NotFound
-from server.photos.models import Photo
+from server.photos.queries import trainable_photos
 from server.registry.models import Model
-from server.training.models import TrainingRun
+from server.training.models import RunLine, TrainingRun
 
 if TYPE_CHECKING:
     import uuid
 
     from django.db.models import QuerySet
 
+    from server.photos.models import Photo
+
 # A night missed by more than this (the machine was off) waits for the next one.
 CATCH_UP = timedelta(hours=6)
+# One answer's worth; who wants more asks again from the last id on.
+MAX_LINES = 2000
 
 
 def get_run(run_id: uuid.UUID) -> TrainingRun:
@@ -29,19 +33,33 @@ def get_run(run_id: uuid.UUID) -> TrainingRun:
 
     """
     try:
-        return TrainingRun.objects.select_related("model", "version").get(pk=run_id)
+        return TrainingRun.objects.select_related("model", "version", "snapshot").get(pk=run_id)
     except TrainingRun.DoesNotExist as error:
         message = "There is no run of that id."
         raise NotFound(message, code="unknown_run") from error
 
 
-def accepted_photos(model: Model) -> QuerySet[Photo]:
-    """Return the model's accepted photos in a stable order, with their labels."""
-    return (
-        Photo.objects.filter(model=model, state=Photo.State.ACCEPTED)
-        .select_related("label")
-        .order_by("created_at", "pk")
+def list_runs(*, model: str = "", state: str = "", kind: str = "") -> QuerySet[TrainingRun]:
+    """Return the runs, newest first, of that model, state and kind where given."""
+    wanted = {"model__slug": model, "state": state, "kind": kind}
+    return TrainingRun.objects.select_related("model", "version").filter(
+        **{field: value for field, value in wanted.items() if value}
     )
+
+
+def log(run: TrainingRun, *, after: int = 0) -> list[RunLine]:
+    """Return the run's sentences with a greater id, oldest first."""
+    return list(run.lines.filter(pk__gt=after).exclude(message="")[:MAX_LINES])
+
+
+def curve(run: TrainingRun, *, after: int = 0) -> list[RunLine]:
+    """Return the lines that carry figures with a greater id, oldest first."""
+    return list(run.lines.filter(pk__gt=after).exclude(metrics={})[:MAX_LINES])
+
+
+def accepted_photos(model: Model) -> QuerySet[Photo]:
+    """Return the model's photos that may train, in a stable order, with their labels."""
+    return trainable_photos(model).select_related("label").order_by("created_at", "pk")
 
 
 def new_photo_count(model: Model) -> int:

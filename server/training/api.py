@@ -1,0 +1,155 @@
+"""Runs, and versions by upload, over HTTP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import QuerySet
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from rest_framework.generics import ListAPIView
+from rest_framework.parsers import MultiPartParser
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from server.domain.errors import TooLarge
+from server.registry.models import ModelVersion
+from server.registry.queries import get_model
+from server.registry.serializers import VersionSerializer
+from server.training import actions, queries
+from server.training.models import TrainingRun
+from server.training.serializers import (
+    AfterSerializer,
+    RunDetailSerializer,
+    RunFilterSerializer,
+    RunSerializer,
+    VersionUploadSerializer,
+)
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+
+# What a multipart form adds around its file.
+_FORM_BYTES = 2**20
+_RUN_STARTED = OpenApiResponse(RunSerializer, "Queued; `Location` is the run.")
+
+
+def _started(run: TrainingRun) -> Response:
+    body = RunSerializer(run).data
+    return Response(body, status=202, headers={"Location": body["url"]})
+
+
+class Versions(ListAPIView[ModelVersion]):
+    """A model's versions; a trained network of one's own becomes one by upload."""
+
+    serializer_class = VersionSerializer
+    parser_classes = (MultiPartParser,)
+
+    def get_queryset(self) -> QuerySet[ModelVersion]:
+        """Return the versions of the model in the address."""
+        return get_model(self.kwargs["model"]).versions.select_related("model")
+
+    @extend_schema(operation_id="list_versions", summary="List versions", tags=["versions"])
+    def get(self, request: Request, model: str) -> Response:  # noqa: ARG002
+        """Return the versions, newest first."""
+        return self.list(request)
+
+    @extend_schema(
+        operation_id="upload_version",
+        summary="Upload a trained network",
+        tags=["versions"],
+        request={"multipart/form-data": VersionUploadSerializer},
+        responses={202: _RUN_STARTED},
+    )
+    def post(self, request: Request, model: str) -> Response:
+        """Take the file; a run then compiles and measures it."""
+        _check_length(request)
+        target = get_model(model)
+        values = VersionUploadSerializer.read(request.data)
+        file = values.pop("file")
+        return _started(
+            actions.upload_version(
+                model=target, file=file, filename=file.name, **values, actor=request.user
+            )
+        )
+
+
+def _check_length(request: Request) -> None:
+    """Refuse a body that is too long before any of it is read."""
+    limit = settings.MAX_MODEL_BYTES + _FORM_BYTES
+    if int(request.META.get("CONTENT_LENGTH") or 0) > limit:
+        message = f"The file is larger than the {settings.MAX_MODEL_BYTES >> 20} MiB this server takes."
+        raise TooLarge(message, code="model_too_large")
+
+
+class Train(APIView):
+    """Training by hand."""
+
+    @extend_schema(
+        operation_id="train_model",
+        summary="Train now",
+        tags=["runs"],
+        request=None,
+        responses={202: _RUN_STARTED},
+    )
+    def post(self, request: Request, model: str) -> Response:
+        """Queue a run; a model has one at a time."""
+        return _started(actions.request_run(model=get_model(model), actor=request.user))
+
+
+class Runs(ListAPIView[TrainingRun]):
+    """All runs."""
+
+    serializer_class = RunSerializer
+
+    def get_queryset(self) -> QuerySet[TrainingRun]:
+        """Return the runs that the query asks for."""
+        wanted = RunFilterSerializer(data=self.request.query_params)
+        wanted.is_valid(raise_exception=True)
+        return queries.list_runs(**wanted.validated_data)
+
+    @extend_schema(
+        operation_id="list_runs",
+        summary="List runs",
+        tags=["runs"],
+        parameters=[RunFilterSerializer],
+    )
+    def get(self, request: Request) -> Response:
+        """Return the runs, newest first."""
+        return self.list(request)
+
+
+class OneRun(APIView):
+    """One run."""
+
+    @extend_schema(
+        operation_id="get_run",
+        summary="Follow a run: state, progress, log and curves",
+        tags=["runs"],
+        parameters=[AfterSerializer],
+        responses={200: RunDetailSerializer},
+    )
+    def get(self, request: Request, run_id: UUID) -> Response:
+        """Return the run; with ``?after=`` only what was written since."""
+        wanted = AfterSerializer(data=request.query_params)
+        wanted.is_valid(raise_exception=True)
+        run = queries.get_run(run_id)
+        return Response(RunDetailSerializer(run, context=wanted.validated_data).data)
+
+
+class CancelRun(APIView):
+    """Cancelling."""
+
+    @extend_schema(
+        operation_id="cancel_run",
+        summary="Cancel a run",
+        tags=["runs"],
+        request=None,
+        responses={202: _RUN_STARTED},
+    )
+    def post(self, request: Request, run_id: UUID) -> Response:
+        """Ask the run to stop; the answer is how it stands now."""
+        run = queries.get_run(run_id)
+        actions.cancel_run(run=run, actor=request.user)
+        return _started(queries.get_run(run_id))

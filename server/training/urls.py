@@ -1,0 +1,15 @@
+"""Addresses of runs, and of versions as a list."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from server.training import api
+
+urlpatterns = [
+    path("models/<slug:model>/versions", api.Versions.as_view(), name="versions"),
+    path("models/<slug:model>/train", api.Train.as_view(), name="train"),
+    path("runs", api.Runs.as_view(), name="runs"),
+    path("runs/<uuid:run_id>", api.OneRun.as_view(), name="run"),
+    path("runs/<uuid:run_id>/cancel", api.CancelRun.as_view(), name="cancel_run"),
+]
