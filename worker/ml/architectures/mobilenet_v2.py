@@ -1,0 +1,65 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), pretrained on ImageNet."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from worker.ml.architectures.base import Architecture
+from worker.ml.errors import WeightsUnavailable
+
+if TYPE_CHECKING:
+    import keras
+
+_FEATURE_SIZE: Final = 1280
+_TOP_ARRAYS: Final = 2
+
+
+def _build(input_size: int, *, alpha: float) -> keras.Model:
+    import keras
+
+    photo = keras.Input((input_size, input_size, 3), name="image")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(photo)
+    backbone = keras.applications.MobileNetV2(
+        input_tensor=scaled, alpha=alpha, include_top=False, weights=None
+    )
+    features = keras.layers.GlobalAveragePooling2D(name="features")(backbone.output)
+    return keras.Model(photo, features, name=f"mobilenet_v2_{alpha}_{input_size}")
+
+
+def _load(model: keras.Model, path: Path, *, alpha: float) -> None:
+    """Fill ``model`` from a weight file, with or without the 1000 ImageNet classes on top.
+
+    The file names layers by their place in Keras's own network, so they pass through one.
+    """
+    import keras
+
+    for include_top in (False, True):
+        reference = keras.applications.MobileNetV2(
+            input_shape=(224, 224, 3), alpha=alpha, include_top=include_top, weights=None
+        )
+        try:
+            reference.load_weights(path)
+        except (ValueError, KeyError, OSError) as error:
+            reason = error
+            continue
+        arrays = reference.get_weights()
+        model.set_weights(arrays[:-_TOP_ARRAYS] if include_top else arrays)
+        return
+    message = f"{path.name} does not hold weights of MobileNetV2 {alpha}: {reason}"
+    raise WeightsUnavailable(message, code="weights_wrong")
+
+
+def _architecture(alpha: float) -> Architecture:
+    return Architecture(
+        name=f"mobilenet_v2_{alpha}_224",
+        input_size=224,
+        feature_size=_FEATURE_SIZE,
+        pretrained=True,
+        build=partial(_build, alpha=alpha),
+        load=partial(_load, alpha=alpha),
+    )
+
+
+ARCHITECTURES: Final = (_architecture(0.35), _architecture(1.0))

@@ -1,0 +1,363 @@
+"""Fitting: a linear head on cached features, or a small network from nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.ml.determinism import pin_tensorflow
+from worker.ml.embeddings import load_backbone
+from worker.ml.errors import TrainingImpossible
+
+if TYPE_CHECKING:
+    import keras
+
+    from worker.ml.architectures import Architecture
+    from worker.ml.preprocessing import Pixels
+    from worker.ml.weights import Weights
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""``(stage, step, steps in all, metrics)``; it may raise, which ends the training."""
+
+Features = npt.NDArray[np.float32]
+Indexes = npt.NDArray[np.integer[Any]]
+
+OUTPUT_NAME: Final = "probabilities"
+L2_GRID: Final = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+L2_DEFAULT: Final = 0.03
+_MAX_ITERATIONS: Final = 300
+_GRADIENT_TOLERANCE: Final = 1e-5
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer on raw features: ``softmax(features @ kernel + bias)``."""
+
+    kernel: npt.NDArray[np.float32]
+    """(features, labels)"""
+    bias: npt.NDArray[np.float32]
+    """(labels,)"""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def probabilities(self, features: Features) -> npt.NDArray[np.float32]:
+        """Return (photos, labels)."""
+        logits = features.astype(np.float64) @ self.kernel + self.bias
+        return _softmax(logits).astype(np.float32)
+
+
+def train_head(
+    features: Features,
+    labels: Indexes,
+    *,
+    validation: tuple[Features, Indexes] | None = None,
+    label_count: int,
+    seed: int = 0,
+    progress: Progress,
+) -> Head:
+    """Fit multinomial logistic regression, regularised as the validation photos like it best.
+
+    ``features`` (photos, features), ``labels`` (photos,) as indexes. Labels weigh the same
+    however many photos they have. Features are standardised, and that is folded into the
+    result. The strength of the penalty on the squared weights is the one with the least log
+    loss on the validation photos, on which, with the others, the final fit then stands; without
+    validation photos it is ``L2_DEFAULT``. The problem is convex: ``seed`` changes nothing.
+
+    Raises :class:`TrainingImpossible` where a label has no photo or a feature is not finite.
+    """
+    del seed
+    _check_trainable(features, labels, label_count)
+    history: list[dict[str, float]] = []
+    penalty = L2_DEFAULT
+    if validation is not None and len(validation[1]):
+        penalty, history = _choose_penalty(features, labels, validation, label_count, progress)
+        features = np.concatenate([features, validation[0]])
+        labels = np.concatenate([labels, validation[1]])
+    problem = _Problem(features, labels, label_count)
+
+    def report(step: int, loss: float, accuracy: float) -> None:
+        metrics = {"loss": loss, "accuracy": accuracy, "l2": penalty}
+        history.append({"step": float(step), **metrics})
+        progress("head", step, _MAX_ITERATIONS, metrics)
+
+    kernel, bias = problem.solve(penalty, report=report)
+    progress("head", _MAX_ITERATIONS, _MAX_ITERATIONS, history[-1] if history else {})
+    return Head(kernel.astype(np.float32), bias.astype(np.float32), history)
+
+
+def _choose_penalty(
+    features: Features,
+    labels: Indexes,
+    validation: tuple[Features, Indexes],
+    label_count: int,
+    progress: Progress,
+) -> tuple[float, list[dict[str, float]]]:
+    problem = _Problem(features, labels, label_count)
+    tried: list[dict[str, float]] = []
+    start = None
+    for step, penalty in enumerate(L2_GRID, start=1):
+        kernel, bias = problem.solve(penalty, start=start)
+        start = problem.last_solution
+        logits = validation[0].astype(np.float64) @ kernel + bias
+        loss = _log_loss(logits, validation[1])
+        accuracy = float((logits.argmax(axis=1) == validation[1]).mean())
+        metrics = {"l2": penalty, "validation_loss": loss, "validation_accuracy": accuracy}
+        tried.append(metrics)
+        progress("regularisation", step, len(L2_GRID), metrics)
+    return min(tried, key=lambda one: one["validation_loss"])["l2"], tried
+
+
+class _Problem:
+    """Multinomial logistic regression on standardised features, solved by L-BFGS."""
+
+    def __init__(self, features: Features, labels: Indexes, label_count: int) -> None:
+        self._mean = features.mean(axis=0, dtype=np.float64)
+        spread = features.std(axis=0, dtype=np.float64)
+        # A feature that hardly moves would be blown up into noise.
+        self._scale = 1.0 / np.maximum(spread, max(float(spread.max()), 1e-12) * 1e-3)
+        self._x = (features - self._mean) * self._scale
+        self._labels = labels
+        self._targets = np.eye(label_count)[labels]
+        counts = np.bincount(labels, minlength=label_count)
+        self._sample_weights = (1.0 / (label_count * counts))[labels][:, None]
+        self._accuracy = 0.0
+        self.last_solution: npt.NDArray[np.float64] | None = None
+
+    def solve(
+        self,
+        penalty: float,
+        *,
+        start: npt.NDArray[np.float64] | None = None,
+        report: Callable[[int, float, float], None] | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return kernel and bias for features as they came, not standardised."""
+        from scipy.optimize import OptimizeResult, minimize
+
+        size, label_count = self._x.shape[1], self._targets.shape[1]
+        initial = np.zeros((size + 1) * label_count) if start is None else start
+        step = 0
+
+        def after_step(intermediate_result: OptimizeResult) -> None:
+            nonlocal step
+            step += 1
+            if report is not None:
+                report(step, float(intermediate_result.fun), self._accuracy)
+
+        solution = minimize(
+            self._loss_and_gradient,
+            initial,
+            args=(penalty,),
+            jac=True,
+            method="L-BFGS-B",
+            callback=after_step,
+            options={"maxiter": _MAX_ITERATIONS, "gtol": _GRADIENT_TOLERANCE, "maxcor": 20},
+        )
+        if not np.isfinite(solution.fun):
+            message = "training the head did not come to a finite loss"
+            raise TrainingImpossible(message)
+        self.last_solution = solution.x
+        weights = solution.x.reshape(size + 1, label_count)
+        kernel = weights[:-1] * self._scale[:, None]
+        return kernel, weights[-1] - self._mean @ kernel
+
+    def _loss_and_gradient(
+        self, flat: npt.NDArray[np.float64], penalty: float
+    ) -> tuple[float, npt.NDArray[np.float64]]:
+        weights = flat.reshape(-1, self._targets.shape[1])
+        kernel = weights[:-1]
+        probabilities = _softmax(self._x @ kernel + weights[-1])
+        self._accuracy = float((probabilities.argmax(axis=1) == self._labels).mean())
+        of_label = probabilities[np.arange(len(self._labels)), self._labels]
+        losses = -np.log(np.maximum(of_label, 1e-300))[:, None] * self._sample_weights
+        error = (probabilities - self._targets) * self._sample_weights
+        gradient = np.empty_like(weights)
+        gradient[:-1] = self._x.T @ error + penalty * kernel
+        gradient[-1] = error.sum(axis=0)
+        return float(losses.sum() + penalty / 2 * (kernel**2).sum()), gradient.ravel()
+
+
+def assemble(
+    architecture: Architecture, weights: Weights, head: Head, labels: Sequence[str]
+) -> keras.Model:
+    """Return the whole network: float32 RGB photos 0..255 in, a probability per label out."""
+    if head.kernel.shape != (architecture.feature_size, len(labels)):
+        message = (
+            f"the head is for {head.kernel.shape[1]} labels on {head.kernel.shape[0]} features, "
+            f"not for {len(labels)} on {architecture.feature_size}"
+        )
+        raise TrainingImpossible(message)
+    import keras
+
+    backbone = load_backbone(architecture, weights)
+    layer = keras.layers.Dense(len(labels), activation="softmax", name=OUTPUT_NAME)
+    model = keras.Model(backbone.input, layer(backbone.output), name=backbone.name)
+    layer.set_weights([head.kernel, head.bias])
+    return model
+
+
+def train_from_scratch(
+    images: Sequence[Pixels],
+    labels: Indexes,
+    *,
+    validation: tuple[Sequence[Pixels], Indexes] | None = None,
+    label_count: int,
+    architecture: Architecture,
+    seed: int,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> keras.Model:
+    """Train every weight of ``architecture`` on these photos alone.
+
+    ``images`` are uint8 (size, size, 3). Photos are shifted a little at random, never mirrored
+    (digits and lettering would not survive it). The weights of the epoch with the least
+    validation loss are kept. ``should_stop`` ends the training early with what there is; a
+    ``progress`` that raises ends it with nothing.
+
+    Raises :class:`TrainingImpossible` as :func:`train_head` does.
+    """
+    pixels = np.stack(list(images)).astype(np.float32)
+    _check_trainable(pixels.reshape(len(pixels), -1), labels, label_count)
+    tf = pin_tensorflow(seed)
+    model = _scratch_model(architecture, label_count)
+    counts = np.bincount(labels, minlength=label_count)
+    weights = (len(labels) / (label_count * counts))[labels].astype(np.float32)
+    held = validation if validation is not None and len(validation[1]) else None
+    held_pixels = None if held is None else np.stack(list(held[0])).astype(np.float32)
+    dataset = (
+        tf.data.Dataset.from_tensor_slices((pixels, np.asarray(labels, np.int64), weights))
+        .shuffle(len(pixels), seed=seed, reshuffle_each_iteration=True)
+        .batch(_BATCH)
+        .map(_shift_randomly(seed), num_parallel_calls=None, deterministic=True)
+    )
+    model.fit(
+        dataset,
+        epochs=_EPOCHS,
+        validation_data=None if held is None else (held_pixels, np.asarray(held[1], np.int64)),
+        callbacks=_callbacks(progress, should_stop, has_validation=held is not None),
+        verbose=0,
+    )
+    if not all(np.isfinite(array).all() for array in model.get_weights()):
+        message = "training from scratch ended with weights that are not finite"
+        raise TrainingImpossible(message)
+    return model
+
+
+_EPOCHS: Final = 40
+_PATIENCE: Final = 8
+_BATCH: Final = 32
+_SHIFT: Final = 0.08
+_LEARNING_RATE: Final = 2e-3
+
+
+def _scratch_model(architecture: Architecture, label_count: int) -> keras.Model:
+    import keras
+
+    features = architecture.build(architecture.input_size)
+    dropped = keras.layers.Dropout(0.2, name="dropout")(features.output)
+    outputs = keras.layers.Dense(label_count, activation="softmax", name=OUTPUT_NAME)(dropped)
+    model = keras.Model(features.input, outputs, name=features.name)
+    model.compile(
+        optimizer=keras.optimizers.Adam(_LEARNING_RATE),
+        loss="sparse_categorical_crossentropy",
+        weighted_metrics=["accuracy"],
+    )
+    return model
+
+
+def _shift_randomly(seed: int) -> Callable[..., Any]:
+    import keras
+
+    shift = keras.layers.RandomTranslation(_SHIFT, _SHIFT, fill_mode="nearest", seed=seed)
+
+    def apply(photos: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any]:
+        return shift(photos, training=True), labels, weights
+
+    return apply
+
+
+def _callbacks(
+    progress: Progress, should_stop: Callable[[], bool], *, has_validation: bool
+) -> list[Any]:
+    import keras
+
+    class Report(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if should_stop():
+                self.model.stop_training = True
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            metrics = {_METRICS.get(k, k): float(v) for k, v in (logs or {}).items()}
+            progress("scratch", epoch + 1, _EPOCHS, metrics)
+
+    best = keras.callbacks.EarlyStopping(
+        monitor="val_loss" if has_validation else "loss",
+        patience=_PATIENCE,
+        restore_best_weights=True,
+    )
+    return [Report(), best]
+
+
+_METRICS: Final = {"val_loss": "validation_loss", "val_accuracy": "validation_accuracy"}
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a SHA-256 over the weights: equal for equal networks, as ``.keras`` files are not."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save_keras(model: keras.Model) -> bytes:
+    """Return the model as a ``.keras`` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        model.save(path)
+        return path.read_bytes()
+
+
+def load_keras(source: bytes | Path) -> keras.Model:
+    """Return the model of a ``.keras`` file; code inside the file is never run."""
+    import keras
+
+    pin_tensorflow(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = source if isinstance(source, Path) else Path(folder, "model.keras")
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def _check_trainable(features: npt.NDArray[Any], labels: Indexes, label_count: int) -> None:
+    if label_count < 2:  # noqa: PLR2004
+        message = f"a classifier needs at least 2 labels, there is {label_count}"
+        raise TrainingImpossible(message, code="too_few_labels")
+    if len(features) != len(labels):
+        message = f"there are {len(features)} photos but {len(labels)} labels for them"
+        raise TrainingImpossible(message)
+    counts = np.bincount(labels, minlength=label_count)
+    if len(counts) > label_count or not counts.all():
+        empty = ", ".join(str(index) for index in np.flatnonzero(counts == 0))
+        message = f"every label needs training photos; without any: number {empty or '?'}"
+        raise TrainingImpossible(message, code="label_without_photos")
+    if not np.isfinite(features).all():
+        message = "some features are not finite numbers"
+        raise TrainingImpossible(message)
+
+
+def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: npt.NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
+
+
+def _log_loss(logits: npt.NDArray[np.float64], labels: Indexes) -> float:
+    of_label = _softmax(logits)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(of_label, 1e-15)).mean())
