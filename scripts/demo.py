@@ -70,6 +70,7 @@ class Demo:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.staff_token = ""
+        self.password = secrets.token_urlsafe(9)
         self.started = time.monotonic()
 
     def run(self) -> int:
@@ -106,13 +107,13 @@ class Demo:
         self._title("Starting the server (web, worker, schedule; embedded database and broker)")
         shutil.rmtree(DATA, ignore_errors=True)
         DATA.mkdir(parents=True)
-        self.password = secrets.token_urlsafe(9)
         env = os.environ | {
             "NIGHTFERRY_DATA": str(DATA),
             "PORT": str(self.port),
-            "ADMIN_PASSWORD": self.password,
-            "ADMIN_USERNAME": "demo",
+            "DJANGO_SUPERUSER_PASSWORD": self.password,
         }
+        _manage(env, "migrate", "--verbosity", "0")
+        _manage(env, "createsuperuser", "--noinput", "--username", "demo", "--email", "")
         path = DATA / "server.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
@@ -157,8 +158,13 @@ class Demo:
     def _register_volunteers(self) -> list[str]:
         """Register simulated volunteers; the operator trusts them, so their photos need no review."""
         tokens = []
+        terms = self._call("GET", "/consent")["consent_version"]
         for number in range(1, VOLUNTEERS + 1):
-            body = {"nickname": f"simulated-{number}", "consent": {"train": True}, "consent_version": "1"}
+            body = {
+                "nickname": f"simulated-{number}",
+                "consent": {"train": True},
+                "consent_version": terms,
+            }
             answer = self._call("POST", "/volunteers", body)
             self._call("POST", f"/volunteers/{answer['id']}/trust", {}, token=self.staff_token)
             tokens.append(answer["token"])
@@ -290,6 +296,15 @@ class Demo:
 
     def _title(self, text: str) -> None:
         print(f"\n[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def _manage(env: dict[str, str], *arguments: str) -> None:
+    """Run a management command; its complaint becomes the demo's."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise DemoError(f"manage.py {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
 
 
 def _digits() -> list[Picture]:

@@ -176,9 +176,9 @@ NIGHTFERRY_WEIGHTS = (
 )
 ALLOW_WEIGHT_DOWNLOAD = env.flag("ALLOW_WEIGHT_DOWNLOAD", default=True)
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
-# Without `collectstatic` (the embedded default) files are served from the packages themselves.
-WHITENOISE_USE_FINDERS = not STATIC_ROOT.exists()
+# Where `collectstatic` has put the pages' files; unset, they are served from their packages.
+STATIC_ROOT = str(env.folder("STATIC_ROOT", BASE_DIR)) if env.text("STATIC_ROOT", "") else None
+WHITENOISE_USE_FINDERS = STATIC_ROOT is None
 WHITENOISE_AUTOREFRESH = False
 
 MAX_UPLOAD_BYTES = env.integer("MAX_UPLOAD_BYTES", 20 * 2**20, minimum=2**16)

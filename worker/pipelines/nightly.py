@@ -8,6 +8,7 @@ import structlog
 from django.db import transaction
 
 from server.domain.errors import Conflict
+from server.photos.actions import remove_forgotten_blobs
 from server.registry.models import Model
 from server.training import actions, queries
 from server.training.models import Night
@@ -19,7 +20,8 @@ log = structlog.get_logger(__name__)
 
 
 def tick(*, now: datetime) -> None:
-    """Start the runs that are due at ``now``; called every minute."""
+    """Start the runs that are due at ``now``, and sweep up; called every minute."""
+    remove_forgotten_blobs()
     for model in Model.objects.filter(retired_at__isnull=True, nightly_enabled=True):
         night = Night.objects.filter(model=model).first()
         if queries.is_night_due(model, now, night.last_on if night else None):

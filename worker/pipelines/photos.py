@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from django.db import transaction
 
+from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
 from worker.ml.preprocessing import Preprocessing, load_image
 
@@ -109,17 +109,12 @@ def _store_features(
     store: BlobStore,
     known: dict[object, str],
 ) -> None:
-    rows = []
+    found = {}
     for entry, vector in zip(batch, features, strict=True):
         blob = store.put_bytes(vector.astype("<f4").tobytes())
         known[entry.photo_id] = blob.sha256
-        rows.append(
-            PhotoEmbedding(
-                photo_id=entry.photo_id, key=key, blob_sha256=blob.sha256, size_bytes=blob.size_bytes
-            )
-        )
-    with transaction.atomic():
-        PhotoEmbedding.objects.bulk_create(rows, ignore_conflicts=True)
+        found[entry.photo_id] = blob
+    record_embeddings(key=key, features=found)
 
 
 def _load_features(

@@ -1,0 +1,147 @@
+"""The whole loop on real photos: volunteers, night, release, device, second night."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import nightferry
+import pytest
+
+from tests.support.data import data_folder
+from tests.support.server import LiveServer, running_server
+
+pytestmark = [pytest.mark.ml, pytest.mark.timeout(600), pytest.mark.xdist_group("loop")]
+
+LABELS = ("glass", "metal", "paper")
+FIRST, SECOND, UNSEEN = slice(0, 24), slice(24, 31), slice(31, 35)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    weights = str(data_folder("weights"))
+    with running_server(tmp_path_factory.mktemp("server"), NIGHTFERRY_WEIGHTS=weights) as running:
+        yield running
+
+
+def bring(server: LiveServer, photos: slice, folder: Path) -> str:
+    """Import some photos of each label; eight made-up contributors took turns."""
+    for label in LABELS:
+        target = folder / label
+        target.mkdir(parents=True)
+        for number, path in enumerate(sorted((data_folder("recyclables") / label).iterdir())[photos]):
+            shutil.copy(path, target / f"person{number % 8}__{path.name}")
+    done = server.manage(
+        "import_photos", "recyclables", str(folder), "--accept", "--volunteer-from", r"(person\d)__"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def train(server: LiveServer):
+    run = server.call("POST", "/models/recyclables/train", {})
+    ended = server.wait_for_run(run["id"])
+    lines = "\n".join(f"{line['stage']}: {line['message']}" for line in ended["lines"])
+    assert ended["state"] == "succeeded", f"{ended['outcome']}\n{lines}\n{server.log()[-3000:]}"
+    return ended, lines
+
+
+def splits(server: LiveServer) -> dict[str, dict[str, str]]:
+    """Return each snapshot's splits by photo, straight from the database."""
+    found: dict[str, dict[str, str]] = {}
+    with sqlite3.connect(server.data / "nightferry.sqlite3") as database:
+        rows = database.execute("SELECT snapshot_id, photo_id, split FROM training_snapshotentry")
+        for snapshot, photo, split in rows:
+            found.setdefault(str(snapshot), {})[photo] = split
+    return found
+
+
+def test_a_photo_becomes_a_model_on_a_device_and_the_next_night_costs_only_what_is_new(
+    server, tmp_path
+):
+    bring(server, FIRST, tmp_path / "first")
+    server.call("PATCH", "/models/recyclables", {"is_open": True})
+
+    run, lines = train(server)
+    assert run["version"] == 1
+    assert "split by contributor" in lines
+    assert "frozen, with ImageNet weights" in lines
+    assert any(line["metrics"] for line in run["lines"]), "no curve was reported"
+
+    version = server.call("GET", "/models/recyclables/versions/1")
+    variants = {(v["runtime"], v["precision"]): v for v in version["variants"]}
+    assert set(variants) == {
+        ("tflite", "float32"),
+        ("tflite", "float16"),
+        ("tflite", "int8"),
+        ("coreml", "float16"),
+        ("coreml", "palette8"),
+    }
+    for (runtime, _), variant in variants.items():
+        assert variant["size_bytes"] > 100_000
+        assert variant["is_shipped"] or variant["refusal"]
+        if runtime == "tflite":
+            assert variant["metrics"]["count"] == version["metrics"]["count"]
+            assert variant["metrics"]["latency_ms"]["p50"] > 0
+    assert variants["tflite", "float32"]["metrics"]["accuracy"] == version["metrics"]["accuracy"]
+    assert version["metrics"]["accuracy"] > 0.6
+
+    client = nightferry.ModelClient(server.url, cache_dir=tmp_path / "device")
+    model = client.get_model("recyclables", download_type=nightferry.DownloadType.LATEST_MODEL)
+    assert (model.label, model.version, list(model.labels)) == ("v1", 1, list(LABELS))
+    predictor = client.load("recyclables")
+    unseen = [
+        (label, path)
+        for label in LABELS
+        for path in sorted((data_folder("recyclables") / label).iterdir())[UNSEEN]
+    ]
+    right = sum(predictor.predict(str(path))[0][0] == label for label, path in unseen)
+    assert right > len(unseen) / 2
+
+    bring(server, SECOND, tmp_path / "second")
+    run, lines = train(server)
+    new = len(LABELS) * (SECOND.stop - SECOND.start)
+    assert f"{new} photos embedded now" in lines
+    first, second = splits(server).values()
+    assert {photo: second[photo] for photo in first} == first, "a photo changed its split"
+
+    client.sync("recyclables")
+    label = client.get_model("recyclables").label
+    released = server.call("GET", "/models/recyclables/channels/production/releases")
+    assert label == released["results"][0]["label"]
+    client.flush_events()
+    with sqlite3.connect(server.data / "nightferry.sqlite3") as database:
+        kinds = {row[0] for row in database.execute("SELECT type FROM telemetry_event")}
+    assert {"downloaded", "activated"} <= kinds
+
+
+def test_a_run_that_fails_says_why_and_leaves_the_incumbent(server, tmp_path):
+    server.call("POST", "/models", {"slug": "lonely", "labels": ["one", "two"], "is_open": True})
+    run = server.call("POST", "/models/lonely/train", {})
+    ended = server.wait_for_run(run["id"])
+    assert ended["state"] == "failed"
+    assert ended["error_code"] == "too_few_labels"
+    assert "Collect or accept more photos" in ended["outcome"]
+    assert server.call("GET", "/models/lonely/channels/production/releases")["results"] == []
+
+
+def test_cancel_stops_a_run_in_the_middle(server, tmp_path):
+    run = server.call("POST", "/models/recyclables/train", {})
+    server.call("POST", f"/runs/{run['id']}/cancel", {})
+    ended = server.wait_for_run(run["id"], timeout_s=60)
+    assert ended["state"] == "cancelled"
+    again, _ = train(server)
+    assert again["state"] == "succeeded"
+
+
+def test_without_weights_a_small_network_is_trained_and_the_log_says_so(tmp_path):
+    with running_server(tmp_path / "server") as server:
+        bring(server, slice(0, 10), tmp_path / "photos")
+        done = server.manage("nightly", "recyclables")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "from scratch" in done.stdout
+        version = server.call("GET", "/models/recyclables/versions/1")
+        assert version["architecture"] == "small_cnn"
+        assert json.dumps(version["lineage"])
