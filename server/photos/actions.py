@@ -110,7 +110,10 @@ def set_trusted(*, volunteers: Iterable[Volunteer], is_trusted: bool, actor: Act
     count = Volunteer.objects.filter(pk__in=ids).update(is_trusted=is_trusted)
     for pk in ids:
         audit.record(
-            actor=actor, action="volunteer.trust", subject=f"volunteer {pk}", detail={"is": is_trusted}
+            actor=actor,
+            action="volunteer.trust",
+            subject=f"volunteer {pk}",
+            detail={"is": is_trusted},
         )
     return count
 
@@ -153,9 +156,7 @@ def _set_consents(volunteer: Volunteer, consents: Mapping[str, bool], version: s
     """Give or take back each kind that is named; what holds already stays as it was given."""
     if version != CONSENT_VERSION:
         message = f"Consent is asked for in version {CONSENT_VERSION!r}, not {version!r}."
-        raise InvalidInput(
-            message, code="unknown_consent_version", consent_version=CONSENT_VERSION
-        )
+        raise InvalidInput(message, code="unknown_consent_version", consent_version=CONSENT_VERSION)
     in_force = queries.consents_in_force(volunteer)
     for kind, is_given in consents.items():
         if is_given and kind not in in_force:
@@ -238,9 +239,7 @@ def import_photo(
     digest = keyed_digest(found.source_sha256)
     sent = _Sent(model=model, label=label, digest=digest, contributor=contributor)
     with transaction.atomic():
-        if known := imported_photo(model, found.source_sha256):
-            if known.label_id != label.pk:
-                raise rejection("other_label", label=known.label.name)
+        if known := _already_sent(sent):
             return known, False
         _refuse_withdrawn(sent, found)
         others = _refuse_own_look_alike(sent, found)
@@ -258,12 +257,11 @@ def limits_of(model: Model) -> intake.Limits:
     )
 
 
-def imported_photo(model: Model, source_sha256: str) -> Photo | None:
-    """Return the model's photo, if any, that an operator imported from this very file."""
-    photos = Photo.objects.filter(
-        model=model, volunteer=None, source_digest=keyed_digest(source_sha256)
-    )
-    return photos.exclude(state=Photo.State.WITHDRAWN).select_related("label").first()
+def imported_digests(model: Model) -> dict[str, int]:
+    """Return the keyed digest of every file that was imported for the model, and its label's id."""
+    photos = Photo.objects.filter(model=model, volunteer=None)
+    rows = photos.exclude(state=Photo.State.WITHDRAWN).values_list("source_digest", "label_id")
+    return dict(rows)
 
 
 def keyed_digest(sha256: str) -> str:
@@ -393,7 +391,9 @@ def _decide(
     target = Photo.State.ACCEPTED if accepts else Photo.State.REJECTED
     reviewer_id = actor.pk if actor is not None else None
     rows = Photo.objects.select_for_update().filter(pk__in=list(photo_ids))
-    changed = list(rows.exclude(state__in=[Photo.State.WITHDRAWN, target]).values_list("pk", flat=True))
+    changed = list(
+        rows.exclude(state__in=[Photo.State.WITHDRAWN, target]).values_list("pk", flat=True)
+    )
     Photo.objects.filter(pk__in=changed).update(
         state=target,
         decided_at=timezone.now(),

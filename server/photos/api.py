@@ -49,7 +49,7 @@ def _volunteer(request: Request) -> Volunteer | None:
 
 def _me(request: Request) -> Volunteer:
     """Return the caller, whom the permission has found to be a volunteer."""
-    return cast("Any", request.user).volunteer
+    return cast("Volunteer", cast("Any", request.user).volunteer)
 
 
 class Terms(APIView):
@@ -58,7 +58,9 @@ class Terms(APIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
 
-    @extend_schema(operation_id="consent_terms", responses=serializers.ConsentTerms, tags=["volunteers"])
+    @extend_schema(
+        operation_id="consent_terms", responses=serializers.ConsentTerms, tags=["volunteers"]
+    )
     def get(self, request: Request) -> Response:  # noqa: ARG002
         """Return the present wording and its version."""
         return Response(serializers.consent_terms())

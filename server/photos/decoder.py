@@ -18,7 +18,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from typing import Any
 
 from server.photos import pixels
@@ -50,9 +49,7 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     return (line, descriptors) if line else None
 
 
-def _run_in_fork(
-    channel: socket.socket, limits: dict[str, Any], upload: int, result: int
-) -> int:
+def _run_in_fork(channel: socket.socket, limits: dict[str, Any], upload: int, result: int) -> int:
     """Decode in a fork; return its wait status."""
     child = os.fork()
     if child == 0:
@@ -101,4 +98,4 @@ def _decode(limits: dict[str, Any], upload: int, result: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -59,7 +59,7 @@ def correlation(one: bytes, other: bytes) -> float:
     if min(deviation_one, deviation_other) < _EVEN_DEVIATION:
         return float(max(map(abs, map(int.__sub__, one, other))) <= 1)
     product = sum(map(mul, one, other)) / count - mean_one * mean_other
-    return product / (deviation_one * deviation_other)
+    return float(product / (deviation_one * deviation_other))
 
 
 def look_alike(one: tuple[str, bytes], other: tuple[str, bytes]) -> bool:

@@ -130,7 +130,7 @@ def _has_descriptor(file: IO[bytes]) -> bool:
     return True
 
 
-class _HelperLost(Exception):  # noqa: N818 - handled here, never seen outside
+class _HelperLost(Exception):
     """The helper is gone or does not answer."""
 
 
@@ -141,9 +141,9 @@ class _Helper:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "server.photos.decoder"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=_ROOT,
                 # One thread, or the forks would inherit locks that nobody releases.

@@ -239,7 +239,9 @@ class Challenge(models.Model):
 
     model = models.ForeignKey("registry.Model", on_delete=models.CASCADE, related_name="challenges")
     label = models.ForeignKey("registry.Label", on_delete=models.CASCADE, related_name="challenges")
-    text = models.CharField(max_length=300, help_text="For example: a bottle half hidden on a shelf.")
+    text = models.CharField(
+        max_length=300, help_text="For example: a bottle half hidden on a shelf."
+    )
     why = models.CharField(max_length=300, blank=True)
     date = models.DateField()
 

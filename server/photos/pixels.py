@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pi_heif
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 pi_heif.register_heif_opener()
@@ -22,10 +21,11 @@ Image.init()
 # Bounds are checked here, against the limits that came with the photo.
 Image.MAX_IMAGE_PIXELS = None
 
-Gray = NDArray[np.float32]
-
 _SNIFF_BYTES = 64
-_ISO_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+_ISO_BRANDS = (
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"),
+    *(b"mif1", b"msf1", b"avif", b"avis"),
+)
 _MAGIC: tuple[tuple[bytes, tuple[str, ...]], ...] = (
     (b"\xff\xd8\xff", ("JPEG", "MPO")),
     (b"\x89PNG\r\n\x1a\n", ("PNG",)),
@@ -57,7 +57,7 @@ THUMB_SIDE_PX = 16
 _JPEG_QUALITY = 90
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class Refusal(Exception):
     """The photo is not taken: a stable code, and the facts its sentence names."""
 
     def __init__(self, code: str, **facts: float | str) -> None:
@@ -108,7 +108,7 @@ def examine(file: BinaryIO, limits: dict[str, Any]) -> tuple[dict[str, Any], byt
     gray = image.convert("L")
     exposure = measure_exposure(gray)
     variance = laplacian_variance(gray)
-    notes += _judge(gray, exposure, variance, refuse_blurred=limits["refuse_blurred"])
+    notes += _judge(exposure, variance, refuse_blurred=limits["refuse_blurred"])
     report = Report(
         format=kind,
         width=image.width,
@@ -199,7 +199,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 def _from_deep(image: Image.Image) -> Image.Image:
     """Return 8-bit grey from 16-bit samples, or from 32-bit ones stretched over their range."""
-    values = np.asarray(image, dtype=np.float32)
+    values = np.asarray(image, dtype=np.float64)
     if image.mode.startswith("I;16"):
         values = values / 257
     else:
@@ -227,9 +227,7 @@ def _encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _judge(
-    gray: Image.Image, exposure: dict[str, float], variance: float, *, refuse_blurred: bool
-) -> list[str]:
+def _judge(exposure: dict[str, float], variance: float, *, refuse_blurred: bool) -> list[str]:
     """Refuse what nobody could label; note what is merely poor."""
     low, high = exposure["p01"], exposure["p99"]
     if high < _UNLIT_LEVEL:
@@ -271,7 +269,7 @@ def laplacian_variance(gray: Image.Image) -> float:
     if scale < 1:
         size = (max(3, round(gray.width * scale)), max(3, round(gray.height * scale)))
         gray = gray.resize(size, Image.Resampling.BOX)
-    values: Gray = np.asarray(gray, dtype=np.float32)
+    values = np.asarray(gray, dtype=np.float32)
     inner = values[1:-1, 1:-1]
     around = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
     return float((around - 4 * inner).var()) if inner.size else 0.0

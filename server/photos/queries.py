@@ -103,9 +103,9 @@ def look_alikes(model: Model, *, dhash: str, thumb: bytes) -> Iterator[tuple[uui
     )
     states = (Photo.State.PENDING, Photo.State.ACCEPTED)
     rows = Photo.objects.filter(close, model=model, state__in=states).order_by()
-    for pk, contributor, *other in rows.values_list("pk", "contributor", "dhash", "thumb"):
-        if look_alike((dhash, thumb), (other[0], bytes(other[1]))):
-            yield pk, contributor
+    for photo in rows.only("contributor", "dhash", "thumb").iterator():
+        if look_alike((dhash, thumb), (photo.dhash, bytes(photo.thumb))):
+            yield photo.pk, photo.contributor
 
 
 def blob_is_used(sha256: str) -> bool:
@@ -141,10 +141,18 @@ def challenge_of_day(model: Model, today: date) -> DayChallenge:
     written = Challenge.objects.filter(model=model, date=today).select_related("label").first()
     if written is not None:
         return DayChallenge(
-            label=written.label.name, text=written.text, why=written.why, date=today, closes_at=closes_at
+            label=written.label.name,
+            text=written.text,
+            why=written.why,
+            date=today,
+            closes_at=closes_at,
         )
     counted = Q(photos__state=Photo.State.ACCEPTED, photos__decided_at__lt=midnight)
-    label = model.labels.annotate(have=Count("photos", filter=counted)).order_by("have", "position").first()
+    label = (
+        model.labels.annotate(have=Count("photos", filter=counted))
+        .order_by("have", "position")
+        .first()
+    )
     if label is None:
         raise NotFound(f"{model.slug} has no labels to ask for.", code="no_labels")
     return DayChallenge(
@@ -168,7 +176,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
-    """This week's places: the first ten and the caller's neighbours."""
+    """The week's places: the first ten and the caller's neighbours."""
 
     week_starts_at: datetime
     is_hidden: bool
@@ -223,7 +231,11 @@ def _ranked(rows: list[tuple[uuid.UUID, str, int]], me: Volunteer | None) -> lis
 def _around_me(ranked: list[Standing]) -> list[Standing]:
     """Return the first ten, and the caller with two neighbours on either side."""
     at = next((index for index, standing in enumerate(ranked) if standing.is_me), None)
-    near = range(at - LEADERBOARD_NEIGHBOURS, at + LEADERBOARD_NEIGHBOURS + 1) if at is not None else ()
+    near = (
+        range(at - LEADERBOARD_NEIGHBOURS, at + LEADERBOARD_NEIGHBOURS + 1)
+        if at is not None
+        else ()
+    )
     return [
         standing
         for index, standing in enumerate(ranked)

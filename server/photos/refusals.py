@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.domain.errors import DomainError, TooLarge, UnsupportedMediaType, Unprocessable
+from server.domain.errors import DomainError, TooLarge, Unprocessable, UnsupportedMediaType
 
 
 class PhotoRejected(DomainError):
@@ -48,7 +48,7 @@ REASONS: dict[str, _Reason] = {
     ),
     "too_many_pixels": _Reason(
         PhotoTooLarge,
-        "The photo says it has {width} × {height} pixels, more than this server opens.",
+        "The photo says it has {width} x {height} pixels, more than this server opens.",
         "Send it in a smaller size; 2048 pixels along the long side are enough.",
     ),
     "unsupported_format": _Reason(
@@ -73,7 +73,7 @@ REASONS: dict[str, _Reason] = {
     ),
     "too_small": _Reason(
         PhotoUnprocessable,
-        "The photo has {width} × {height} pixels; {min_side_px} on the short side are needed.",
+        "The photo has {width} x {height} pixels; {min_side_px} on the short side are needed.",
         "Send the photo itself rather than its preview.",
     ),
     "too_dark": _Reason(

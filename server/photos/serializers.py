@@ -9,6 +9,7 @@ from rest_framework import serializers
 
 from server.photos import queries
 from server.photos.models import CONSENT_VERSION, Consent, Photo, Volunteer
+from server.photos.refusals import FORMATS
 
 _CONSENTS = {
     Consent.Kind.TRAIN: "My photos may be used to train and test models.",
@@ -36,7 +37,8 @@ class ConsentTerms(serializers.Serializer[Any]):
 
 def consent_terms() -> dict[str, str]:
     """Return the present version and its wording."""
-    return {"consent_version": CONSENT_VERSION, **{str(kind): text for kind, text in _CONSENTS.items()}}
+    wording = {str(kind): text for kind, text in _CONSENTS.items()}
+    return {"consent_version": CONSENT_VERSION, **wording}
 
 
 class Registration(serializers.Serializer[Any]):
@@ -57,6 +59,17 @@ class VolunteerChange(serializers.Serializer[Any]):
     consent = ConsentChoices(required=False)
 
 
+_VOLUNTEER_FIELDS = (
+    "id",
+    "nickname",
+    "email",
+    "is_trusted",
+    "created_at",
+    "consent",
+    "photos",
+)
+
+
 class VolunteerOut(serializers.ModelSerializer[Volunteer]):
     """A volunteer, as only they and staff see them."""
 
@@ -67,8 +80,8 @@ class VolunteerOut(serializers.ModelSerializer[Volunteer]):
         """No more than what is asked for."""
 
         model = Volunteer
-        fields = ("id", "nickname", "email", "is_trusted", "created_at", "consent", "photos")
-        read_only_fields = fields
+        fields: tuple[str, ...] = _VOLUNTEER_FIELDS
+        read_only_fields: tuple[str, ...] = fields
 
     @extend_schema_field(ConsentChoices)
     def get_consent(self, volunteer: Volunteer) -> dict[str, bool]:
@@ -83,15 +96,15 @@ class VolunteerOut(serializers.ModelSerializer[Volunteer]):
 
 
 class VolunteerWithToken(VolunteerOut):
-    """A volunteer just registered; the token is shown this once."""
+    """A volunteer just registered."""
 
     token = serializers.SerializerMethodField(help_text="Shown once; the server keeps a digest.")
 
     class Meta(VolunteerOut.Meta):
         """And the token."""
 
-        fields = (*VolunteerOut.Meta.fields, "token")
-        read_only_fields = fields
+        fields: tuple[str, ...] = (*_VOLUNTEER_FIELDS, "token")
+        read_only_fields: tuple[str, ...] = fields
 
     def get_token(self, volunteer: Volunteer) -> str:  # noqa: ARG002
         """Return the token that came with the registration."""
@@ -108,9 +121,11 @@ class Upload(serializers.Serializer[Any]):
     """One photo, as multipart/form-data."""
 
     model = serializers.CharField(max_length=63, help_text="The model's slug.")
-    label = serializers.CharField(max_length=80, help_text="What the photo shows.")
+    label = serializers.CharField(  # type: ignore[assignment] - a field of that name, not a caption
+        max_length=80, help_text="What the photo shows."
+    )
     image = serializers.FileField(
-        allow_empty_file=True, max_length=1000, help_text="JPEG, PNG, HEIC, WebP, AVIF, GIF, BMP or TIFF."
+        allow_empty_file=True, max_length=1000, help_text=f"{FORMATS} are taken."
     )
 
 
@@ -118,10 +133,14 @@ class PhotoOut(serializers.ModelSerializer[Photo]):
     """A photo, as its volunteer sees it."""
 
     model = serializers.SlugRelatedField[Any](slug_field="slug", read_only=True)
-    label = serializers.SlugRelatedField[Any](slug_field="name", read_only=True)
+    label = serializers.SlugRelatedField[Any](  # type: ignore[assignment] - as above
+        slug_field="name", read_only=True
+    )
     state = serializers.ChoiceField(choices=Photo.State.choices, read_only=True)
     notes = serializers.ListField(
-        child=serializers.CharField(), read_only=True, help_text="Stable codes, slightly_blurred for one."
+        child=serializers.CharField(),
+        read_only=True,
+        help_text="Stable codes, slightly_blurred for one.",
     )
 
     class Meta:
@@ -148,7 +167,7 @@ class PhotoOut(serializers.ModelSerializer[Photo]):
 class ChallengeOut(serializers.Serializer[Any]):
     """What is asked for today."""
 
-    label = serializers.CharField()
+    label = serializers.CharField()  # type: ignore[assignment] - as above
     text = serializers.CharField()
     why = serializers.CharField()
     date = serializers.DateField()
@@ -165,7 +184,7 @@ class StandingOut(serializers.Serializer[Any]):
 
 
 class LeaderboardOut(serializers.Serializer[Any]):
-    """This week's accepted photos of those who allow their nickname to be shown."""
+    """The week's accepted photos of those who allow their nickname to be shown."""
 
     week_starts_at = serializers.DateTimeField()
     is_hidden = serializers.BooleanField(help_text="With fewer than five people there is no board.")
