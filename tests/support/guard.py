@@ -1,8 +1,9 @@
 """Runs one command and ends it when the parent process ends, however the parent ended.
 
-Usage: ``python guard.py SIGNAL USER COMMAND…``. The parent holds the writing end of the guard's
-standard input: end of file means "stop", whether it was closed in good order or by a kill.
-``SIGNAL`` is the command's signal for a clean stop, ``USER`` a user to run as, or ``-``.
+Usage: ``python guard.py SIGNAL USER FOLDER COMMAND…``. The parent holds the writing end of this
+process's standard input: end of file means "stop", whether it was closed in good order or by a kill.
+``SIGNAL`` is the command's signal for a clean stop, ``USER`` a user to run as, or ``-``, and
+``FOLDER`` what is left to remove where the parent was killed and cannot.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,8 @@ POLL_MS = 200
 
 def main(arguments: list[str]) -> int:
     """Run the command until it ends or the parent does; return its exit status."""
-    stop_signal, user, *command = arguments
+    stop_signal, user, folder, *command = arguments
+    parent = os.getppid()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         # A Ctrl-C in the terminal reaches the guard too; only end of file is a reason to stop.
         signal.signal(signal.Signals[name], signal.SIG_IGN)
@@ -38,7 +41,10 @@ def main(arguments: list[str]) -> int:
     poller.register(0, select.POLLIN | select.POLLHUP)
     while child.poll() is None:
         if poller.poll(POLL_MS) and not os.read(0, 1):
-            return _stop(child, signal.Signals[stop_signal])
+            status = _stop(child, signal.Signals[stop_signal])
+            if os.getppid() != parent:
+                shutil.rmtree(folder, ignore_errors=True)
+            return status
     _end_group(child)
     return child.returncode
 

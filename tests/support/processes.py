@@ -50,14 +50,23 @@ def running(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` under a guard for the length of the block.
+    """Run ``command`` under a guard for the length of the block, with ``log`` in its own folder.
 
     The process yielded is the guard: closing its standard input ends the service, and so does
     the death of this process. Raises `ServiceFailed` when ``ready`` stays false.
     """
     with log.open("ab") as output:
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", GUARD, stop_signal, user or "-", *map(str, command)],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                GUARD,
+                stop_signal,
+                user or "-",
+                log.parent,
+                *map(str, command),
+            ],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
