@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import Any
 
 import django
 from celery.exceptions import SecurityWarning
@@ -27,16 +26,16 @@ for _name in ("celery.app.trace", "celery.worker.strategy", "celery.beat", "djan
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
-@setup_logging.connect
-def _keep_logging(**_: Any) -> None:
+def _keep_logging(**_: object) -> None:
     """Keep Django's log settings: Celery configures its own unless something is connected."""
 
 
-@worker_shutting_down.connect
-def _stop_jobs(**_: Any) -> None:
+def _stop_jobs(**_: object) -> None:
     """Let running jobs go back to their queue, so that a shutdown takes seconds."""
     execution.stopping.set()
 
 
+setup_logging.connect(_keep_logging)
+worker_shutting_down.connect(_stop_jobs)
 tasks.register(app)
 app.conf.beat_schedule = schedule.entries()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
 
 import django
 import structlog
@@ -29,13 +28,11 @@ def main(job_id: str, fencing: int) -> None:
     job.fencing = fencing
     context = JobContext(job)
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: object) -> None:
         context.interrupt()
 
     signal.signal(signal.SIGTERM, interrupt)
-    structlog.contextvars.bind_contextvars(
-        job_id=job_id, job=job.name, request_id=job.request_id
-    )
+    structlog.contextvars.bind_contextvars(job_id=job_id, job=job.name, request_id=job.request_id)
     execution.perform(context, handlers.find(job.name).run)
 
 

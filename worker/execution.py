@@ -34,7 +34,7 @@ stopping = threading.Event()
 # A worker that stops has less patience than one that cancels: its own killer is on the way.
 _SHUTDOWN_GRACE_S = 4
 _POLL_S = 0.5
-_TAIL_LINES = 12
+_TAIL_LINES = 40
 _LONGEST_LINE = 500
 
 
@@ -93,7 +93,7 @@ def run_isolated(job: Job) -> None:
     tail.join()
     key: dict[str, Any] = {"job_id": job.pk, "fencing": job.fencing}
     detail = _explain_end(status, memory=_count_memory_kills() > kills)
-    failure = {**key, "code": "process_died", "detail": f"{detail}{tail}", "retry": True}
+    failure = {**key, "code": "process_died", "detail": detail, "output": tail.text, "retry": True}
     writes: dict[StopReason | None, Callable[[], object]] = {
         StopReason.CANCELLED: lambda: actions.cancel(**key),
         StopReason.SHUTDOWN: lambda: actions.release(**key),
@@ -243,9 +243,10 @@ class _Tail:
         """Wait for the end of the stream, which comes with the end of the child's group."""
         self._thread.join(timeout=5)
 
-    def __str__(self) -> str:
-        """Return the last lines as an appendix to a sentence, or nothing."""
-        return "\nIts last output:\n" + "\n".join(self._lines) if self._lines else ""
+    @property
+    def text(self) -> str:
+        """The last lines."""
+        return "\n".join(self._lines)
 
     def _read(self, stream: IO[bytes]) -> None:
         """Copy line by line; progress bars that never end a line are cut."""

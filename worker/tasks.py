@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from celery import Celery
@@ -29,7 +28,7 @@ def register(app: Celery) -> None:
         app.task(name=name, shared=False)(_make_tick(path))
 
 
-def run_job(job_id: str, *_: Any, **__: Any) -> None:
+def run_job(job_id: str, *_: object, **__: object) -> None:
     """Run the job if it is still to be run; a message that came twice ends here.
 
     Further arguments are from newer senders, and not for us.
@@ -51,7 +50,7 @@ def run_job(job_id: str, *_: Any, **__: Any) -> None:
             execution.run_here(job, handler.run)
 
 
-def reap(*_: Any, **__: Any) -> None:
+def reap(*_: object, **__: object) -> None:
     """See to the jobs that nobody sees to."""
     reaped = actions.reap()
     if reaped != actions.Reaped():
@@ -61,7 +60,7 @@ def reap(*_: Any, **__: Any) -> None:
 def _make_tick(path: str) -> Callable[..., None]:
     """Return the task that calls the function at ``path`` with the time."""
 
-    def tick(*_: Any, **__: Any) -> None:
+    def tick(*_: object, **__: object) -> None:
         handlers.load(path)(now=timezone.now())
 
     return tick

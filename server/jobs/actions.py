@@ -143,14 +143,17 @@ def fail(
     fencing: int,
     code: str,
     detail: str,
+    output: str = "",
     retry: bool = False,
     now: dt.datetime | None = None,
 ) -> Job:
     """End the job badly, or with ``retry`` queue it again while attempts are left.
 
-    ``detail`` is a sentence for the person who waits for the result.
+    ``detail`` is a sentence for the person who waits for the result, ``output`` what the job
+    last printed, for the person who looks after the server.
     """
     with holding(job_id=job_id, fencing=fencing) as job:
+        job.last_output = output
         if job.cancel_requested_at is not None:
             _end(job, JobState.CANCELLED, now=now)
         elif retry and job.attempts < job.max_attempts:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from celery import Celery
 from django.conf import settings
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -18,19 +18,9 @@ ERRORS: Final = (KombuError, OperationalError, OSError)
 TRANSPORT_ALIASES["filesystem"] = "server.jobs.embedded_broker:Transport"
 
 
-def _broker_url() -> str:
-    """Return the broker's address; the file broker's gets the host that kombu misses in it."""
-    return "filesystem://localhost//" if _is_embedded() else settings.BROKER_URL
-
-
-def _is_embedded() -> bool:
-    """Whether messages are files in the data folder."""
-    return settings.BROKER_URL.startswith("filesystem:")
-
-
 def _transport_options() -> dict[str, Any]:
     """Return the options of the broker's transport."""
-    if _is_embedded():
+    if settings.BROKER_URL.startswith("filesystem:"):
         folder = settings.NIGHTFERRY_DATA / "broker"
         return {
             "data_folder_in": str(folder / "messages"),
@@ -45,11 +35,11 @@ def _transport_options() -> dict[str, Any]:
 def _configuration() -> dict[str, Any]:
     """Return Celery's settings, all derived from Django's."""
     return {
-        "broker_url": _broker_url(),
+        "broker_url": settings.BROKER_URL,
         "broker_transport_options": _transport_options(),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "task_queues": [Queue(name, Exchange(""), routing_key=name) for name in QUEUES],
+        "task_queues": [_queue(name) for name in QUEUES],
         "task_default_queue": DEFAULT_QUEUE,
         "task_default_exchange": "",
         "task_default_routing_key": DEFAULT_QUEUE,
@@ -67,6 +57,11 @@ def _configuration() -> dict[str, Any]:
         "result_expires": None,
         "timezone": settings.TIME_ZONE,
     }
+
+
+def _queue(name: str) -> Queue:
+    """Return a queue on the nameless exchange, which needs no table of bindings."""
+    return Queue(name, Exchange(""), routing_key=name)
 
 
 app = Celery("nightferry")

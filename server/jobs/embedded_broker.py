@@ -27,11 +27,13 @@ class Channel(filesystem.Channel):
         self._folder = Path(self.data_folder_in)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def _put(self, queue: str, message: object, **_: Any) -> None:
+    def _put(  # type: ignore[override] - kombu's own two signatures differ
+        self, queue: str, payload: object, **_: Any
+    ) -> None:
         """Add a message that readers see whole or not at all."""
         stem = f"{time.time_ns():020d}_{uuid.uuid4().hex}"
         draft = self._folder / f"{stem}.draft"
-        draft.write_text(json.dumps(message), encoding="utf-8")
+        draft.write_text(json.dumps(payload), encoding="utf-8")
         draft.rename(self._folder / f"{stem}.{queue}.msg")
 
     def _get(self, queue: str, timeout: object = None) -> Any:  # noqa: ARG002 - kombu's signature
@@ -39,7 +41,7 @@ class Channel(filesystem.Channel):
 
         A message taken by a process that is then killed is lost: the ledger sends it again.
         """
-        for name in sorted(os.listdir(self._folder)):
+        for name in sorted(path.name for path in self._folder.iterdir()):
             if name.partition(".")[2] != f"{queue}.msg":
                 continue
             taken = self._folder / f"{name}.{os.getpid()}.taken"
@@ -57,3 +59,8 @@ class Transport(filesystem.Transport):
     """Celery's file transport with the channel above."""
 
     Channel = Channel
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """Claim no host: the inherited one is announced as a warning at every connection."""
+        return {"port": 0}

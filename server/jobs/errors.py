@@ -41,7 +41,7 @@ class JobInProgress(Conflict):
     default_code = "job_in_progress"
 
 
-class JobStopped(Exception):  # noqa: N818 - a reason to stop, not a fault
+class JobStopped(Exception):
     """The job has to stop now; what it has not yet committed is not wanted."""
 
 

@@ -57,6 +57,9 @@ class Job(models.Model):
 
     error_code = models.CharField(max_length=100, blank=True)
     error_detail = models.TextField(blank=True)
+    last_output = models.TextField(
+        blank=True, help_text="the last lines of a process that died without reporting"
+    )
     result = models.JSONField(default=dict, blank=True)
 
     class Meta:

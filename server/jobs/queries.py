@@ -58,4 +58,5 @@ def _is_due(job: Job, now: dt.datetime, first_wait: dt.timedelta) -> bool:
     """Tell whether the job has waited long enough since it was last sent."""
     if job.sent_at is None:
         return True
-    return now - job.sent_at >= first_wait * min(2 ** max(job.sends - 1, 0), _LONGEST_WAIT)
+    factor: int = min(2 ** max(job.sends - 1, 0), _LONGEST_WAIT)
+    return now - job.sent_at >= first_wait * factor

@@ -60,9 +60,7 @@ class Command(BaseCommand):
             if options["stop_at_eof"]:
                 threading.Thread(target=_stop_at_eof, args=(supervisor,), daemon=True).start()
             announce = _Once(lambda: self._announce(host, port))
-            supervisor.run(
-                on_tick=lambda: None if options["no_web"] else announce(host, port)
-            )
+            supervisor.run(on_tick=lambda: None if options["no_web"] else announce(host, port))
         self.stdout.write("Stopped.")
 
     def _announce(self, host: str, port: int) -> None:
