@@ -239,6 +239,19 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "PREPROCESSING_HOOKS": ["server.http.schema.only_version_1"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "server.delivery.openapi.add_device_calls",
+        "server.http.schema.add_problems",
+    ],
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "ENUM_NAME_OVERRIDES": {
+        "VersionState": "server.registry.models.ModelVersion.State",
+        "RunState": "server.training.models.TrainingRun.State",
+        "RunKind": "server.training.models.TrainingRun.Kind",
+        "ReleaseKind": "server.rollouts.models.Release.Kind",
+        "PhotoState": "server.photos.models.Photo.State",
+    },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
 }
@@ -264,6 +277,9 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "DASHBOARD_CALLBACK": "server.console.dashboard.add_overview",
+    "SIDEBAR": {"navigation": "server.console.navigation.groups"},
+    "STYLES": ["server.console.navigation.stylesheet"],
+    "SCRIPTS": ["server.console.navigation.script"],
     "SITE_URL": reverse_lazy("admin:index"),
 }
 LOGIN_URL = reverse_lazy("admin:login")

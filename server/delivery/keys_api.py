@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 class ApplicationKeySerializer(serializers.ModelSerializer[ApplicationKey]):
     """A key as far as it is known after its making."""
 
-    models = serializers.SlugRelatedField(many=True, read_only=True, slug_field="slug")
+    models = serializers.SerializerMethodField()
 
     class Meta:
         model = ApplicationKey
         fields: tuple[str, ...] = ("id", "name", "hint", "models", "created_at", "revoked_at")
         read_only_fields = fields
+
+    def get_models(self, key: ApplicationKey) -> list[str]:
+        """Return the slugs the key opens; none means every model."""
+        return [model.slug for model in key.covers.all()]
 
 
 class CreatedKeySerializer(ApplicationKeySerializer):
@@ -53,7 +57,7 @@ class ApplicationKeys(ListAPIView[ApplicationKey]):
     """All keys."""
 
     serializer_class = ApplicationKeySerializer
-    queryset = ApplicationKey.objects.prefetch_related("models")
+    queryset = ApplicationKey.objects.prefetch_related("covers")
 
     @extend_schema(operation_id="list_keys", summary="List application keys", tags=["keys"])
     def get(self, request: Request) -> Response:

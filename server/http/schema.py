@@ -43,6 +43,22 @@ PROBLEM: dict[str, Any] = {
     },
 }
 
+_METHODS = frozenset({"get", "head", "post", "put", "patch", "delete"})
+
+
+def add_problems(result: dict[str, Any], generator: object, **_: Any) -> dict[str, Any]:  # noqa: ARG001
+    """Give every call the one shape of errors; a hook of drf-spectacular."""
+    result.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
+    reference = {"$ref": "#/components/schemas/Problem"}
+    answer = {
+        "description": "What is wrong, and what to do (RFC 9457).",
+        "content": {"application/problem+json": {"schema": reference}},
+    }
+    for path in result["paths"].values():
+        for method in _METHODS & path.keys():
+            path[method]["responses"] = {**path[method]["responses"], "4XX": answer}
+    return result
+
 
 def only_version_1(endpoints: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Keep the calls of the public API."""
