@@ -15,7 +15,7 @@ from nightferry.models import CacheReport, Model, ModelState, ModelStatus
 from nightferry.state import Installed, State, StateStore, states_below
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from nightferry.cache import BlobCache
     from nightferry.embedded import EmbeddedModels
@@ -124,6 +124,10 @@ class Inventory:
         self.states.forget(name)
         self.remove_unreferenced(hashes)
 
+    def forget_missing(self, name: str, damaged: frozenset[str] = frozenset()) -> State:
+        """Forget releases whose file is gone (systems clear caches) or known to be damaged."""
+        return self.states.update(name, lambda state: state.without(self._gone(state) | damaged))
+
     def remove_unreferenced(self, hashes: frozenset[str]) -> None:
         """Delete files that no state of any server needs; none while a state cannot be read."""
         if not hashes:
@@ -148,7 +152,7 @@ class Inventory:
             else:
                 damaged[sha256] = path
         for name in self.states.names():
-            self.states.update(name, lambda state: state.without(self._gone(state, damaged)))
+            self.forget_missing(name, frozenset(damaged))
         for sha256 in damaged:
             self.cache.remove(sha256)
         self.cache.sweep()
@@ -189,10 +193,9 @@ class Inventory:
         model = self._embedded.get(name)
         return None if model is None or model.sha256 in state.revoked else model
 
-    def _gone(self, state: State, damaged: Mapping[str, Path]) -> frozenset[str]:
+    def _gone(self, state: State) -> frozenset[str]:
         kept = [i for i in (state.staged, state.active, state.previous) if i is not None]
-        missing = {i.sha256 for i in kept if not self.cache.has(i.sha256, i.size_bytes)}
-        return frozenset(missing | damaged.keys())
+        return frozenset(i.sha256 for i in kept if not self.cache.has(i.sha256, i.size_bytes))
 
 
 def _latest_word(manifest: Manifest, state: State | None) -> Manifest:

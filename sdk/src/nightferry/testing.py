@@ -166,7 +166,7 @@ class FakeServer:
 
     # What an operator does
 
-    def publish(self, model: str, content: bytes, labels: Sequence[str], **more: object) -> str:
+    def publish(self, model: str, /, content: bytes, labels: Sequence[str], **more: object) -> str:
         """Release a file on the channel; return its label. ``more`` overrides manifest members."""
         sha256 = hashlib.sha256(content).hexdigest()
         with self.lock:
@@ -188,7 +188,7 @@ class FakeServer:
             published.decision |= {"artifact": artifact, "version": published.number, **more}
         return label
 
-    def roll_back_to_embedded(self, model: str, **more: object) -> str:
+    def roll_back_to_embedded(self, model: str, /, **more: object) -> str:
         """Tell every device to use the model inside its app; return the new label."""
         with self.lock:
             published = self._models[model]
@@ -218,7 +218,7 @@ class FakeServer:
         with self.lock:
             self._models.setdefault(model, _Published()).retired = True
 
-    def amend(self, model: str, **members: object) -> None:
+    def amend(self, model: str, /, **members: object) -> None:
         """Overwrite members of the current manifest."""
         with self.lock:
             decision = self._models[model].decision

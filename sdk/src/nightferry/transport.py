@@ -283,16 +283,19 @@ def _problem_class(status: int) -> type[NightferryError]:
 
 
 def _redirect_target(reply: Reply) -> str:
-    target = urljoin(reply.url, reply.header("Location"))
+    """Return the address a redirect leads to; raise ProtocolError for one not to be followed."""
+    location = reply.header("Location")
     try:
+        target = urljoin(reply.url, location)
         parts = urlsplit(target)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        usable = False
+        usable, target = False, ""
     downgrade = reply.url.startswith("https:") and not target.startswith("https:")
-    if not usable or downgrade or not reply.header("Location"):
-        message = f"{_host(reply.url)} redirects the download to {target[:200]!r}, which is unsafe."
-        raise ProtocolError(message)
+    if not location or not usable or downgrade:
+        raise ProtocolError(
+            f"{_host(reply.url)} redirects the download to {location[:200]!r}, which is unsafe."
+        )
     return target
 
 

@@ -87,7 +87,7 @@ class Updates:
             NetworkError, RequestRefusedError, ProtocolError: what is in use stays.
 
         """
-        before = self._states.load(name)
+        before = self._inventory.forget_missing(name)
         current = self._inventory.label(name)
         etag = "" if afresh else _usable_etag(before, current)
         try:
