@@ -27,7 +27,7 @@ _STATE_COLOURS = {
 }
 
 
-class _ReadOnly(ModelAdmin):  # type: ignore[misc]
+class _ReadOnly(ModelAdmin):
     """To look at: rows come from actions alone."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
@@ -98,32 +98,32 @@ class PhotoAdmin(_ReadOnly):
     )
     readonly_fields = fields
 
-    @display(description="photo")
+    @admin.display(description="photo")
     def thumbnail(self, photo: Photo) -> str:
         """Show the photo in small."""
         return _picture(photo, "photo-thumbnail", 96)
 
-    @display(description="photo")
+    @admin.display(description="photo")
     def picture(self, photo: Photo) -> str:
         """Show the photo."""
         return _picture(photo, "photo-image", 640)
 
-    @display(description="label", ordering="label__name")
+    @admin.display(description="label", ordering="label__name")
     def label_name(self, photo: Photo) -> str:
         """Name what the photo is said to show."""
         return photo.label.name
 
-    @display(description="state", ordering="state", label=_STATE_COLOURS)
+    @display(description="state", ordering="state", label=_STATE_COLOURS)  # type: ignore[untyped-decorator]
     def state_shown(self, photo: Photo) -> str:
         """Name the state; its colour only repeats it."""
         return photo.state
 
-    @display(description="notes")
+    @admin.display(description="notes")
     def notes_shown(self, photo: Photo) -> str:
         """List what intake noticed."""
         return ", ".join(note.replace("_", " ") for note in photo.notes) or "–"
 
-    @display(description="looks like")
+    @admin.display(description="looks like")
     def look_alike(self, photo: Photo) -> str:
         """Show the other person's photo that looks the same."""
         return _picture(photo.resembles, "photo-image", 320) if photo.resembles else "–"
@@ -143,7 +143,7 @@ class PhotoAdmin(_ReadOnly):
         self.message_user(request, f"{count} photos rejected.", messages.SUCCESS)
 
 
-class ConsentInline(TabularInline):  # type: ignore[misc]
+class ConsentInline(TabularInline):
     """What a volunteer allows, and allowed."""
 
     model = Consent
@@ -157,7 +157,7 @@ class ConsentInline(TabularInline):  # type: ignore[misc]
 
 
 @admin.register(Volunteer)
-class VolunteerAdmin(ModelAdmin):  # type: ignore[misc]
+class VolunteerAdmin(ModelAdmin):
     """The volunteers: trust is given here."""
 
     list_display = ("nickname", "is_trusted", "photo_count", "created_at")
@@ -172,7 +172,7 @@ class VolunteerAdmin(ModelAdmin):  # type: ignore[misc]
         """Say no: volunteers register themselves."""
         return False
 
-    @display(description="photos")
+    @admin.display(description="photos")
     def photo_count(self, volunteer: Volunteer) -> int:
         """Count the photos."""
         return volunteer.photos.count()
@@ -214,7 +214,7 @@ class ReviewAdmin(_ReadOnly):
 
 
 @admin.register(Challenge)
-class ChallengeAdmin(ModelAdmin):  # type: ignore[misc]
+class ChallengeAdmin(ModelAdmin):
     """What is asked for on a day; without one, the label with the fewest photos."""
 
     list_display = ("date", "model", "label", "text")

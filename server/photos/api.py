@@ -23,7 +23,6 @@ from server import blobs
 from server.domain.errors import InvalidInput, NotFound
 from server.http.authentication import BearerAuthentication
 from server.http.permissions import IsStaff, IsVolunteer
-from server.http.schema import PROBLEM
 from server.photos import actions, queries, serializers
 from server.photos.models import Photo, Volunteer
 from server.registry.queries import get_model
@@ -35,12 +34,7 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
 
 THUMBNAIL_PX = 320
-_PROBLEM = OpenApiResponse(PROBLEM, description="A problem; `code` says which.")
 _SMALL_BODY_BYTES = 64 * 2**10
-
-
-def _problems(*statuses: int) -> dict[int, OpenApiResponse]:
-    return dict.fromkeys(statuses, _PROBLEM)
 
 
 def _volunteer(request: Request) -> Volunteer | None:
@@ -77,7 +71,7 @@ class Volunteers(APIView):
     @extend_schema(
         operation_id="register_volunteer",
         request=serializers.Registration,
-        responses={201: serializers.VolunteerWithToken, **_problems(400, 429)},
+        responses={201: serializers.VolunteerWithToken},
         tags=["volunteers"],
     )
     def post(self, request: Request) -> Response:
@@ -102,7 +96,7 @@ class Me(APIView):
 
     @extend_schema(
         operation_id="get_me",
-        responses={200: serializers.VolunteerOut, **_problems(401, 403)},
+        responses={200: serializers.VolunteerOut},
         tags=["volunteers"],
     )
     def get(self, request: Request) -> Response:
@@ -112,7 +106,7 @@ class Me(APIView):
     @extend_schema(
         operation_id="change_me",
         request=serializers.VolunteerChange,
-        responses={200: serializers.VolunteerOut, **_problems(400, 401, 403)},
+        responses={200: serializers.VolunteerOut},
         tags=["volunteers"],
     )
     def patch(self, request: Request) -> Response:
@@ -127,9 +121,7 @@ class Me(APIView):
         )
         return Response(serializers.VolunteerOut(volunteer).data)
 
-    @extend_schema(
-        operation_id="erase_me", responses={204: None, **_problems(401, 403)}, tags=["volunteers"]
-    )
+    @extend_schema(operation_id="erase_me", responses={204: None}, tags=["volunteers"])
     def delete(self, request: Request) -> Response:
         """Erase the caller: account, photos, and everything computed from them."""
         actions.erase_volunteer(volunteer=_me(request), actor=cast("User", request.user))
@@ -145,7 +137,7 @@ class Trust(APIView):
     @extend_schema(
         operation_id="trust_volunteer",
         request=serializers.TrustChange,
-        responses={200: serializers.VolunteerOut, **_problems(400, 401, 403, 404)},
+        responses={200: serializers.VolunteerOut},
         tags=["operators"],
     )
     def post(self, request: Request, volunteer_id: uuid.UUID) -> Response:
@@ -188,7 +180,7 @@ class Photos(ListAPIView[Photo]):
 
     @extend_schema(
         operation_id="list_photos",
-        responses={200: serializers.PhotoOut(many=True), **_problems(401, 403)},
+        responses={200: serializers.PhotoOut(many=True)},
         tags=["volunteers"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -209,7 +201,6 @@ class Photos(ListAPIView[Photo]):
         responses={
             201: serializers.PhotoOut,
             200: OpenApiResponse(serializers.PhotoOut, description="This photo was sent before."),
-            **_problems(400, 401, 403, 413, 415, 422, 429, 503),
         },
         tags=["volunteers"],
     )
@@ -237,7 +228,7 @@ class PhotoDetail(APIView):
 
     @extend_schema(
         operation_id="get_photo",
-        responses={200: serializers.PhotoOut, **_problems(401, 403, 404)},
+        responses={200: serializers.PhotoOut},
         tags=["volunteers"],
     )
     def get(self, request: Request, photo_id: uuid.UUID) -> Response:
@@ -247,7 +238,7 @@ class PhotoDetail(APIView):
 
     @extend_schema(
         operation_id="withdraw_photo",
-        responses={204: None, **_problems(401, 403, 404)},
+        responses={204: None},
         tags=["volunteers"],
     )
     def delete(self, request: Request, photo_id: uuid.UUID) -> Response:
@@ -264,7 +255,7 @@ class PhotoImage(APIView):
 
     @extend_schema(
         operation_id="get_photo_image",
-        responses={(200, "image/jpeg"): OpenApiTypes.BINARY, **_problems(401, 403, 404)},
+        responses={(200, "image/jpeg"): OpenApiTypes.BINARY},
         tags=["volunteers"],
     )
     def get(self, request: Request, photo_id: uuid.UUID) -> HttpResponse:
@@ -279,7 +270,7 @@ class PhotoThumbnail(APIView):
 
     @extend_schema(
         operation_id="get_photo_thumbnail",
-        responses={(200, "image/jpeg"): OpenApiTypes.BINARY, **_problems(401, 403, 404)},
+        responses={(200, "image/jpeg"): OpenApiTypes.BINARY},
         tags=["volunteers"],
     )
     def get(self, request: Request, photo_id: uuid.UUID) -> HttpResponse:
@@ -302,7 +293,7 @@ class ChallengeOfDay(APIView):
 
     @extend_schema(
         operation_id="get_challenge",
-        responses={200: serializers.ChallengeOut, **_problems(401, 403, 404)},
+        responses={200: serializers.ChallengeOut},
         tags=["volunteers"],
     )
     def get(self, request: Request, model: str) -> Response:  # noqa: ARG002
@@ -318,7 +309,7 @@ class LeaderboardOfWeek(APIView):
 
     @extend_schema(
         operation_id="get_leaderboard",
-        responses={200: serializers.LeaderboardOut, **_problems(401, 403, 404)},
+        responses={200: serializers.LeaderboardOut},
         tags=["volunteers"],
     )
     def get(self, request: Request, model: str) -> Response:

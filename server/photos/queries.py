@@ -81,7 +81,7 @@ def consents_in_force(volunteer: Volunteer) -> set[str]:
 
 
 def trainable_photos(model: Model) -> QuerySet[Photo]:
-    """Return the accepted photos whose volunteers allow training; imported ones have none to ask."""
+    """Return the accepted photos whose volunteers allow training, and the imported ones."""
     allowed = Consent.objects.filter(kind=Consent.Kind.TRAIN, withdrawn_at__isnull=True)
     return Photo.objects.filter(
         Q(volunteer__isnull=True) | Q(volunteer__in=allowed.values("volunteer")),
@@ -97,7 +97,7 @@ def photo_counts(volunteer: Volunteer) -> dict[str, int]:
 
 
 def look_alikes(model: Model, *, dhash: str, thumb: bytes) -> Iterator[tuple[uuid.UUID, str]]:
-    """Yield id and contributor of the model's photos, rejected ones apart, that look like this one."""
+    """Yield id and contributor of the model's photos, not rejected, that look like this one."""
     close = reduce(
         or_, (Q(**{f"band_{at}__in": values}) for at, values in enumerate(near_bands(dhash)))
     )
@@ -157,7 +157,7 @@ def challenge_of_day(model: Model, today: date) -> DayChallenge:
         raise NotFound(f"{model.slug} has no labels to ask for.", code="no_labels")
     return DayChallenge(
         label=label.name,
-        text=f"Take a photo of: {label.name}. A place or an angle nobody else would choose helps most.",
+        text=f"Take a photo of: {label.name}. A place or an angle that others miss helps most.",
         why=f"It has the fewest accepted photos so far: {label.have}.",
         date=today,
         closes_at=closes_at,

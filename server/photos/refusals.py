@@ -93,12 +93,12 @@ REASONS: dict[str, _Reason] = {
     ),
     "near_duplicate": _Reason(
         PhotoUnprocessable,
-        "You have sent nearly the same photo before.",
+        "Nearly the same photo by the same person is here already.",
         "Move the object, the light or yourself, and take another one.",
     ),
     "other_label": _Reason(
         PhotoUnprocessable,
-        "You have sent this very photo before, as {label}.",
+        "This very photo is here already, as {label}.",
         "Withdraw the earlier one if its label was wrong, then send this one again.",
     ),
     "withdrawn_photo": _Reason(

@@ -121,9 +121,7 @@ class Upload(serializers.Serializer[Any]):
     """One photo, as multipart/form-data."""
 
     model = serializers.CharField(max_length=63, help_text="The model's slug.")
-    label = serializers.CharField(  # type: ignore[assignment] - a field of that name, not a caption
-        max_length=80, help_text="What the photo shows."
-    )
+    label = serializers.CharField(max_length=80, help_text="What the photo shows.")
     image = serializers.FileField(
         allow_empty_file=True, max_length=1000, help_text=f"{FORMATS} are taken."
     )
@@ -133,9 +131,7 @@ class PhotoOut(serializers.ModelSerializer[Photo]):
     """A photo, as its volunteer sees it."""
 
     model = serializers.SlugRelatedField[Any](slug_field="slug", read_only=True)
-    label = serializers.SlugRelatedField[Any](  # type: ignore[assignment] - as above
-        slug_field="name", read_only=True
-    )
+    label = serializers.SlugRelatedField[Any](slug_field="name", read_only=True)
     state = serializers.ChoiceField(choices=Photo.State.choices, read_only=True)
     notes = serializers.ListField(
         child=serializers.CharField(),
@@ -167,7 +163,7 @@ class PhotoOut(serializers.ModelSerializer[Photo]):
 class ChallengeOut(serializers.Serializer[Any]):
     """What is asked for today."""
 
-    label = serializers.CharField()  # type: ignore[assignment] - as above
+    label = serializers.CharField()
     text = serializers.CharField()
     why = serializers.CharField()
     date = serializers.DateField()

@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def _examined(
     model: Model, files: Iterable[_File]
 ) -> Iterator[tuple[_File, Future[intake.Intake | None]]]:
     """Yield each file with its examination, a few of them under way ahead of the reader."""
-    limits = actions.limits_of(model)
+    # Nobody can take these again, so blur is noted on the photo rather than refused.
+    limits = replace(actions.limits_of(model), refuse_blurred=False)
     known = actions.imported_digests(model)
     waiting = iter(files)
     with ThreadPoolExecutor(_THREADS) as pool:
