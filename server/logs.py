@@ -49,6 +49,8 @@ def configure(*, level: str, style: str) -> dict[str, Any]:
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             "django.server": {"level": "WARNING"},
+            # Every request that ends is logged once already, with its id.
+            "django.request": {"level": "ERROR"},
             "waitress.queue": {"level": "ERROR"},
             "axes": {"level": "WARNING"},
         },

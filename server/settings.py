@@ -87,6 +87,7 @@ INSTALLED_APPS = [
     "server.console",
 ]
 MIDDLEWARE = [
+    "server.delivery.middleware.PollMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "server.photos.middleware.UploadLimitMiddleware",

@@ -114,7 +114,9 @@ def test_a_closed_model_opens_with_its_key_until_that_is_revoked(client):
     assert poll(client, other.slug, headers={"X-App-Key": text}).status_code == 401
     path = opened.json()["artifact"]["path"]
     assert client.get(path).status_code == 401
-    assert client.get(path, headers={"X-App-Key": text}).status_code == 200
+    opened = client.get(path, headers={"X-App-Key": text})
+    assert opened.status_code == 200
+    assert b"".join(opened.streaming_content)
     revoke_application_key(key=key, actor=None)
     holder.refresh()
     assert poll(client, "closed", headers={"X-App-Key": text}).status_code == 401
