@@ -82,6 +82,10 @@ class BlobStore(ABC):
         """Return an address that gives the blob to anyone for a while; None if there is none."""
 
     @abstractmethod
+    def accel_path(self, sha256: str, *, media_type: str) -> str:
+        """Return where nginx finds the blob, below the locations of ``deploy/nginx/blobs.conf``."""
+
+    @abstractmethod
     def healthy(self) -> bool:
         """Tell whether blobs can be stored and read now; the reason why not is logged."""
 

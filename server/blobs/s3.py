@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 from django.utils.http import content_disposition_header
 
@@ -31,8 +32,16 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 ATTEMPTS = 4
+# nginx asks at once.
+ACCEL_EXPIRES_S = 60
 MEMORY_BYTES = 8 * 2**20
 READER_BUFFER_BYTES = 256 * 2**10
+_FORGET_BROKEN_UPLOADS = {
+    "ID": "forget-broken-uploads",
+    "Status": "Enabled",
+    "Filter": {"Prefix": ""},
+    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+}
 log = logging.getLogger(__name__)
 
 
@@ -55,8 +64,8 @@ class S3Location:
 class S3BlobStore(BlobStore):
     """Objects ``{prefix}sha256/ab/cd/abcd…`` in one bucket.
 
-    A killed upload in parts leaves parts nobody sees: give the bucket a lifecycle rule that
-    aborts incomplete uploads after a day.
+    A killed upload in parts leaves parts nobody sees; `prepare` gives the bucket a rule that
+    removes them after a day.
     """
 
     def __init__(self, location: S3Location, *, part_bytes: int = 32 * 2**20) -> None:
@@ -176,6 +185,36 @@ class S3BlobStore(BlobStore):
                 "get_object", Params={**self._object(sha256), **answer}, ExpiresIn=expires_s
             )
         return url
+
+    def accel_path(self, sha256: str, *, media_type: str) -> str:
+        """Return a signed path, which nginx fetches from the bucket's own server."""
+        with self._translated(sha256):
+            url: str = self._client.generate_presigned_url(
+                "get_object",
+                Params={**self._object(sha256), "ResponseContentType": media_type},
+                ExpiresIn=ACCEL_EXPIRES_S,
+            )
+        parts = urlsplit(url)
+        return f"s3{parts.path}?{parts.query}"
+
+    def prepare(self) -> None:
+        """Make the bucket if it is not there, and let it forget uploads that were broken off."""
+        from botocore.exceptions import ClientError
+
+        bucket = self.location.bucket
+        with self._translated():
+            try:
+                self._client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                if _status(error) != 404:  # noqa: PLR2004
+                    raise
+                self._client.create_bucket(Bucket=bucket)
+            try:
+                self._client.put_bucket_lifecycle_configuration(
+                    Bucket=bucket, LifecycleConfiguration={"Rules": [_FORGET_BROKEN_UPLOADS]}
+                )
+            except ClientError as error:
+                log.warning("bucket %s keeps parts of broken-off uploads: %s", bucket, error)
 
     def healthy(self) -> bool:
         """Ask for the bucket."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"
-# nginx serves the same folder under both names: with ranges, and without.
+# nginx serves the same bytes under both names: with ranges, and without.
 ACCEL_RANGED = "/_blobs/ranged/"
 ACCEL_WHOLE = "/_blobs/whole/"
 _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,30})\s*-\s*([0-9]{0,30})\s*", re.IGNORECASE)
@@ -50,7 +50,7 @@ class RangeNotSatisfiable(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Accel:
-    """nginx sends the file: ``path`` is below the folder it knows as its blobs."""
+    """nginx sends the bytes: ``path`` is below the locations of ``deploy/nginx/blobs.conf``."""
 
     path: str
 

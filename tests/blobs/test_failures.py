@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -213,6 +214,18 @@ def test_addresses_name_stores(tmp_path: Path) -> None:
     s3 = from_url("s3://bucket?endpoint=https://s3.example&prefix=/a/b/&region=eu-1")
     assert isinstance(s3, S3BlobStore)
     assert (s3.location.prefix, s3.location.region) == ("a/b/", "eu-1")
+
+
+def test_a_missing_bucket_can_be_made(s3_server: services.S3) -> None:
+    url = s3_server.url(f"nf-{uuid.uuid4().hex[:12]}")
+    env = {**os.environ, **s3_server.environment, "BLOB_STORE_URL": url}
+    for _ in range(2):
+        command = [sys.executable, "-m", "server.blobs"]
+        done = subprocess.run(command, cwd=REPOSITORY, env=env, check=False, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    s3 = _s3_store(url, s3_server)
+    assert s3.healthy()
+    assert s3.put_bytes(b"bytes").size_bytes == 5
 
 
 def test_half_a_pair_of_keys_is_refused() -> None:

@@ -41,7 +41,7 @@ def artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
 
     ways: dict[str, Delivery] = {
         "stream": Stream(),
-        "accel": Accel(blobs.key(sha256)),
+        "accel": Accel(store.accel_path(sha256, media_type=media_type)),
         "redirect": Redirect(presigned),
     }
     return ranged_response(

@@ -110,35 +110,37 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["stream", "accel", "redirect"])
+@pytest.fixture(scope="module", params=["stream", "accel", "accel-s3", "redirect"])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """Run each way of sending with the servers it is used with."""
-    folder = tmp_path_factory.mktemp("blobs")
+    delivery, _, on_s3 = request.param.partition("-")
+    if on_s3 or delivery == "redirect":
+        s3: services.S3 = request.getfixturevalue("s3_server")
+        origin, env = s3.endpoint, s3.environment
+        url = s3.url(s3.create_bucket())
+        store = from_url(url, access_key=s3.access_key, secret_key=s3.secret_key)
+    else:
+        origin, env = "http://127.0.0.1", {}
+        url = str(tmp_path_factory.mktemp("blobs"))
+        store = from_url(url)
+    env = {**env, "BLOB_STORE_URL": url, "ARTIFACT_DELIVERY": delivery}
+    start = services.gunicorn if delivery == "accel" else services.waitress
     with contextlib.ExitStack() as stack:
-        if request.param == "redirect":
-            s3: services.S3 = request.getfixturevalue("s3_server")
-            url = s3.url(s3.create_bucket())
-            store = from_url(url, access_key=s3.access_key, secret_key=s3.secret_key)
-            env = {"BLOB_STORE_URL": url, "ARTIFACT_DELIVERY": "redirect", **s3.environment}
-            web = address = stack.enter_context(services.waitress(APPLICATION, env=env)).url
-        else:
-            store = from_url(str(folder))
-            env = {"BLOB_STORE_URL": str(folder), "ARTIFACT_DELIVERY": request.param}
-            start = services.waitress if request.param == "stream" else services.gunicorn
-            web = address = stack.enter_context(start(APPLICATION, env=env)).url
-            if request.param == "accel":
-                site = _nginx_site(web, str(folder))
-                address = stack.enter_context(services.nginx(site)).url
-        yield Server(request.param, address, web, store, store.put_bytes(CONTENT))
+        web = address = stack.enter_context(start(APPLICATION, env=env)).url
+        if delivery == "accel":
+            site = _nginx_site(web, folder=url, s3_origin=origin)
+            address = stack.enter_context(services.nginx(site)).url
+        yield Server(delivery, address, web, store, store.put_bytes(CONTENT))
 
 
-def _nginx_site(web: str, folder: str) -> str:
+def _nginx_site(web: str, *, folder: str, s3_origin: str) -> str:
     return f"""
     server {{
         listen 127.0.0.1:{{port}};
-        set $blobs_root {folder};
+        set $blobs_folder "{folder}";
+        set $blobs_s3 {s3_origin};
         include {BLOBS_CONF};
         location / {{ proxy_pass {web}; proxy_http_version 1.1; proxy_set_header Host $host; }}
     }}

@@ -1,7 +1,7 @@
 """Runs one command and ends it when the parent process ends, however the parent ended.
 
-Usage: ``python guard.py SIGNAL USER FOLDER COMMAND…``. The parent holds the writing end of this
-process's standard input: end of file means "stop", whether it was closed in good order or by a kill.
+Usage: ``python guard.py SIGNAL USER FOLDER COMMAND…``. The parent holds the writing end of our
+standard input: end of file means "stop", whether it was closed in good order or by a kill.
 ``SIGNAL`` is the command's signal for a clean stop, ``USER`` a user to run as, or ``-``, and
 ``FOLDER`` what is left to remove where the parent was killed and cannot.
 """
