@@ -27,7 +27,7 @@ def _fresh_process_state(tmp_path: Path, settings: SettingsWrapper) -> Iterator[
     settings.BLOB_STORE_URL = str(tmp_path / "blobs")
     blobs.reset()
     cache.clear()
-    holder.forget()
+    holder.close()
     yield
-    holder.forget()
+    holder.close()
     blobs.reset()

@@ -18,3 +18,5 @@ os.environ.setdefault("SECRET_KEY", "only-for-tests")
 os.environ["ALLOW_WEIGHT_DOWNLOAD"] = "false"
 os.environ.setdefault("ALLOWED_HOSTS", "localhost,127.0.0.1,testserver")
 os.environ.setdefault("LOG_LEVEL", "WARNING")
+# Tests say themselves when a web process looks again.
+os.environ["DECISION_REFRESH_S"] = "3600"

@@ -240,6 +240,7 @@ class Holder:
         self._set: DecisionSet | None = None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def current(self) -> DecisionSet:
         """Return the set; only the very first call of a process reads the database."""
@@ -253,22 +254,26 @@ class Holder:
             held = self._set = load()
         return held
 
-    def forget(self) -> None:
-        """Drop the set, as a new process would start."""
+    def close(self) -> None:
+        """Drop the set and stop watching; the next poll starts anew, as a new process would."""
         self._set = None
+        if self._thread is not None:
+            self._closing.set()
+            self._thread.join()
+            self._thread = None
 
     def _start(self) -> DecisionSet:
         with self._lock:
             if self._set is None:
                 self._set = load()
             if self._thread is None or not self._thread.is_alive():
+                self._closing.clear()
                 self._thread = threading.Thread(target=self._watch, name="decision-set", daemon=True)
                 self._thread.start()
             return self._set
 
     def _watch(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(settings.DECISION_REFRESH_S):
+        while not self._closing.wait(settings.DECISION_REFRESH_S):
             try:
                 close_old_connections()
                 if self._set is not None:
@@ -276,6 +281,7 @@ class Holder:
             except DatabaseError as error:
                 connection.close()
                 log.warning("decision_set_stale", error=str(error))
+        connection.close()
 
 
 holder = Holder()

@@ -90,6 +90,7 @@ def running_server(data: Path, **settings: str) -> Iterator[LiveServer]:
         "PORT": str(port),
         "DJANGO_SUPERUSER_PASSWORD": PASSWORD,
         "ALLOW_WEIGHT_DOWNLOAD": "false",
+        "DECISION_REFRESH_S": "1",
         "LOG_LEVEL": "INFO",
         **settings,
     }
