@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from logging import ERROR
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +61,9 @@ def perform(context: JobContext, function: JobFunction) -> None:
     except JobInterrupted:
         _persist(lambda: actions.release(**key))
     except Exception as error:
-        log.exception("job_raised")
+        # What the domain foresaw needs no traceback.
+        foreseen = isinstance(error, DomainError)
+        log.log(ERROR, "job_raised", error=str(error), exc_info=not foreseen)
         failure = {**key, **_describe(error), "retry": isinstance(error, Unavailable)}
         _persist(lambda: actions.fail(**failure))
 

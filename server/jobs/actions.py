@@ -22,7 +22,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from server.jobs import broker, names, queries
-from server.jobs.errors import JobInProgress, JobNotFound, LeaseLost, UnknownJob
+from server.jobs.errors import JobInProgress, LeaseLost, UnknownJob
 from server.jobs.models import UNFINISHED, Job, JobState
 from server.jobs.signals import job_finished
 
@@ -149,6 +149,8 @@ def fail(
 ) -> Job:
     """End the job badly, or with ``retry`` queue it again while attempts are left.
 
+    It is sent at the reaper's next round, so that what was in the way has time to pass.
+
     ``detail`` is a sentence for the person who waits for the result, ``output`` what the job
     last printed, for the person who looks after the server.
     """
@@ -178,17 +180,18 @@ def release(*, job_id: uuid.UUID, fencing: int) -> Job:
         else:
             job.attempts -= 1
             _requeue(job, code="", detail="")
+            _send_after_commit(job)
     return job
 
 
 def request_cancel(*, job_id: uuid.UUID | str, now: dt.datetime | None = None) -> Job:
-    """Ask for the job to end: at once when it waits, soon when it runs, never when finished."""
+    """Ask for the job to end: at once when it waits, soon when it runs, never when finished.
+
+    Raises :class:`~server.jobs.errors.JobNotFound`.
+    """
     now = now or timezone.now()
     with transaction.atomic():
-        job = Job.objects.select_for_update().filter(pk=job_id).first()
-        if job is None:
-            message = f"There is no job {job_id}."
-            raise JobNotFound(message)
+        job = queries.get_job(job_id, lock=True)
         if job.state in UNFINISHED and job.cancel_requested_at is None:
             job.cancel_requested_at = now
             job.save(update_fields=("cancel_requested_at",))
@@ -286,7 +289,6 @@ def _requeue(job: Job, *, code: str, detail: str) -> None:
     job.sent_at = None
     job.sends = 0
     job.save()
-    _send_after_commit(job)
     log.warning("job_requeued", job_id=str(job.pk), job=job.name, attempts=job.attempts, code=code)
 
 
@@ -303,6 +305,7 @@ def _reap_lapsed(job_id: uuid.UUID, now: dt.datetime) -> JobState | None:
             _end(job, JobState.CANCELLED, now=now)
         elif job.attempts < job.max_attempts:
             _requeue(job, code="worker_lost", detail=_explain_loss(job))
+            _send_after_commit(job)
         else:
             _end(job, JobState.FAILED, code="worker_lost", detail=_explain_loss(job), now=now)
         return JobState(job.state)

@@ -28,8 +28,15 @@ def _transport_options() -> dict[str, Any]:
             "control_folder": str(folder / "control"),
             "polling_interval": 0.25,
         }
-    # A broker that does not answer must not hold up the request that sends to it.
-    return {"socket_connect_timeout": 3, "socket_timeout": 15, "socket_keepalive": True}
+    return {
+        # A broker that does not answer must not hold up the request that sends to it.
+        "socket_connect_timeout": 2,
+        "max_retries": 1,
+        "interval_start": 0.1,
+        "interval_max": 0.1,
+        "socket_timeout": 15,
+        "socket_keepalive": True,
+    }
 
 
 def _configuration() -> dict[str, Any]:

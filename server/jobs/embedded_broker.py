@@ -27,7 +27,7 @@ class Channel(filesystem.Channel):
         self._folder = Path(self.data_folder_in)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def _put(  # type: ignore[override] - kombu's own two signatures differ
+    def _put(  # type: ignore[override]  # kombu's own two signatures differ
         self, queue: str, payload: object, **_: Any
     ) -> None:
         """Add a message that readers see whole or not at all."""

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.models import Count, Q
 
 from server.jobs.errors import JobNotFound
@@ -16,11 +17,12 @@ from server.jobs.models import UNFINISHED, Job, JobState
 _LONGEST_WAIT = 32
 
 
-def get_job(job_id: uuid.UUID | str) -> Job:
-    """Return the job; raises :class:`JobNotFound`."""
+def get_job(job_id: uuid.UUID | str, *, lock: bool = False) -> Job:
+    """Return the job, with ``lock`` for the length of a transaction; raises JobNotFound."""
+    jobs = Job.objects.select_for_update() if lock else Job.objects.all()
     try:
-        return Job.objects.get(pk=job_id)
-    except (Job.DoesNotExist, ValueError) as error:
+        return jobs.get(pk=job_id)
+    except (Job.DoesNotExist, ValidationError) as error:
         message = f"There is no job {job_id}."
         raise JobNotFound(message) from error
 
