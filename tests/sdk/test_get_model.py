@@ -228,7 +228,7 @@ def test_nothing_for_this_device(server: FakeServer, client: ModelClient, conten
 @pytest.mark.parametrize(
     ("prepare", "error", "word"),
     [
-        (lambda server: None, nightferry.UnknownModelError, "unknown_model"),
+        (lambda _server: None, nightferry.UnknownModelError, "unknown_model"),
         (lambda server: server.retire(NAME), nightferry.ModelRetiredError, "retired"),
     ],
 )

@@ -167,7 +167,7 @@ class Partial:
         self.size = self.resumed_bytes = 0
         self.etag = etag
         if etag:
-            write_atomically(self.path.with_suffix(".etag"), etag.encode())
+            write_atomically(self.path.with_suffix(".etag"), etag.encode(), durable=False)
 
     def copy_from(self, leftover: Path) -> None:
         """Continue from the bytes another transfer left, under the validator it had."""

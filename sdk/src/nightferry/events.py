@@ -137,7 +137,7 @@ class EventQueue:
 
     def _write(self, events: list[Document]) -> None:
         lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in events]
-        write_atomically(self._path, b"".join(lines))
+        write_atomically(self._path, b"".join(lines), durable=False)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
