@@ -85,9 +85,9 @@ class Fault:
     endless: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request that came in. ``sent_bytes`` counts the body of the answer."""
+    """One request that came in. ``status`` and ``sent_bytes`` (of the body) follow the answer."""
 
     route: str
     method: str
@@ -357,21 +357,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, method: str) -> None:
         self._owner = self.server.owner
-        self._method = method
-        self._status = self._sent = 0
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         route = _route_of(parts.path)
+        self._request = Request(route, method, parts.path, query, self.headers)
         fault = self._owner.take_fault(route) or Fault(route)
         time.sleep(fault.delay_s)
-        try:
-            self._answer(route, parts.path, query, body, fault)
-        finally:
-            self._owner.note(
-                Request(route, method, parts.path, query, self.headers, self._status, self._sent)
-            )
+        # Noted before a byte is sent: whoever has read the answer finds it counted.
+        self._owner.note(self._request)
+        self._answer(route, parts.path, query, body, fault)
 
     def _answer(
         self, route: str, path: str, query: dict[str, str], body: bytes, fault: Fault
@@ -437,7 +432,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.flip is not None and body:
             index = fault.flip % len(body)
             body = body[:index] + bytes([body[index] ^ 0xFF]) + body[index + 1 :]
-        self._status = status
+        self._request.status = status
         self.close_connection = True
         self.send_response(status)
         for name, value in {"Connection": "close", **headers}.items():
@@ -445,7 +440,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not fault.endless and status not in {204, 304} and "Content-Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self._method != "HEAD":
+        if self._request.method != "HEAD":
             # A client that hangs up in the middle is part of the play.
             with contextlib.suppress(OSError):
                 self._write(body, fault)
@@ -454,12 +449,12 @@ class _Handler(BaseHTTPRequestHandler):
         end = len(body) if fault.cut_at is None else min(fault.cut_at, len(body))
         for start in range(0, end, _PIECE_BYTES):
             piece = body[start : min(start + _PIECE_BYTES, end)]
+            self._request.sent_bytes += len(piece)
             self.wfile.write(piece)
-            self._sent += len(piece)
             time.sleep(fault.pause_s)
         while fault.endless:
+            self._request.sent_bytes += _PIECE_BYTES
             self.wfile.write(bytes(_PIECE_BYTES))
-            self._sent += _PIECE_BYTES
 
 
 def _bind(owner: FakeServer) -> _Server:

@@ -1,0 +1,215 @@
+"""Facts for the server: none lost, none twice, none where they are not wanted."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import nightferry
+import pytest
+from nightferry import ModelClient
+from nightferry.testing import FakeServer, Fault
+
+from .conftest import ClientFactory
+from .support import LABELS, NAME
+
+KNOWN = {
+    "event_id",
+    "device",
+    "type",
+    "model",
+    "channel",
+    "label",
+    "version",
+    "sha256",
+    "occurred_at",
+    "enrolment",
+    "data",
+}
+
+
+def _kinds(server: FakeServer) -> list[str]:
+    return [str(event["type"]) for event in server.events]
+
+
+def _queue(cache_dir: Path) -> Path:
+    (path,) = cache_dir.rglob("events.jsonl")
+    return path
+
+
+def test_an_update_tells_its_story(server: FakeServer, client: ModelClient, content: bytes) -> None:
+    server.publish(NAME, content, LABELS, enrolment={"rollout": 7, "arm": "control"})
+    client.sync(NAME)
+    client.notify_ready(NAME)
+    client.notify_ready(NAME)
+    client.report_feedback(NAME, correct=False)
+    assert client.flush_events() == 2
+    assert client.flush_events() == 0
+
+    assert _kinds(server) == ["assigned", "downloaded", "activated", "confirmed", "feedback"]
+    for event in server.events:
+        assert event.keys() == KNOWN
+        uuid.UUID(str(event["event_id"]))
+        uuid.UUID(str(event["device"]))
+        assert (event["model"], event["channel"]) == (NAME, "production")
+        assert (event["label"], event["version"]) == ("v1", 1)
+        assert event["enrolment"] == {"rollout": 7, "arm": "control"}
+        assert datetime.fromisoformat(str(event["occurred_at"])).utcoffset() == timedelta(0)
+    assert server.events[1]["data"]["received_bytes"] == len(content)
+    assert server.events[4]["data"] == {"correct": False}
+
+
+@pytest.mark.parametrize("fault", [Fault("events", status=500), Fault("events", status=429)])
+def test_events_wait_until_the_server_has_them(
+    server: FakeServer, client: ModelClient, content: bytes, fault: Fault
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.inject(fault)
+    assert client.sync(NAME).label == "v1", "telemetry never stops an update"
+    assert server.events == []
+    assert client.flush_events() == 3
+    assert len(server.events) == 3
+
+
+def test_a_lost_answer_counts_nothing_twice(
+    server: FakeServer, client: ModelClient, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.inject(Fault("events", cut_at=0))
+    client.sync(NAME)
+    client.flush_events()
+    assert server.count("events") == 2
+    assert len(server.events) == len({event["event_id"] for event in server.events}) == 3
+
+
+def test_rejected_events_are_dropped_one_by_one(
+    server: FakeServer, client: ModelClient, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.reject_events["assigned"] = "unknown_release"
+    client.sync(NAME)
+    assert _kinds(server) == ["downloaded", "activated"]
+    assert client.flush_events() == 0
+
+
+def test_an_event_that_spoils_its_batch_is_found(
+    server: FakeServer, client: ModelClient, content: bytes, cache_dir: Path
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.inject(Fault("events", times=2, status=413))
+    client.sync(NAME)
+    assert len(server.events) == 2, "the batch of three, then its first event, were refused"
+    assert client.flush_events() == 0
+    assert _queue(cache_dir).read_bytes() == b""
+
+
+def test_batches_hold_a_hundred(server: FakeServer, client: ModelClient, content: bytes) -> None:
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+    for _ in range(230):
+        client.report_feedback(NAME, correct=True)
+    posts = server.count("events")
+    assert client.flush_events() == 230
+    assert server.count("events") - posts == 3
+
+
+def test_the_queue_is_bounded_and_keeps_the_newest(
+    server: FakeServer, client: ModelClient, content: bytes, cache_dir: Path
+) -> None:
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+    client.report_feedback(NAME, correct=True)
+    path = _queue(cache_dir)
+    event = json.loads(path.read_bytes())
+    lines = [json.dumps({**event, "event_id": str(uuid.uuid4())}) for _ in range(2500)]
+    path.write_text("\n".join(lines))
+    client.report_feedback(NAME, correct=False)
+    kept = [json.loads(line) for line in path.read_bytes().splitlines() if line]
+    assert 1000 < len(kept) <= 2000
+    assert kept[-1]["data"] == {"correct": False}
+
+
+def test_torn_lines_cost_only_themselves(
+    server: FakeServer, client: ModelClient, content: bytes, cache_dir: Path
+) -> None:
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+    client.report_feedback(NAME, correct=True)
+    path = _queue(cache_dir)
+    path.write_bytes(path.read_bytes() + b'{"event_id": "torn\xff')
+    client.report_feedback(NAME, correct=True)
+    assert client.flush_events() == 2
+    assert _kinds(server).count("feedback") == 2
+
+
+def test_threads_lose_no_event(server: FakeServer, client: ModelClient, content: bytes) -> None:
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+
+    def report() -> None:
+        for _ in range(10):
+            client.report_feedback(NAME, correct=True)
+            client.flush_events()
+
+    threads = [threading.Thread(target=report) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.flush_events()
+    assert _kinds(server).count("feedback") == 40
+
+
+def test_events_of_the_last_run_are_sent_by_the_next(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.inject(Fault("events", status=503))
+    make_client().sync(NAME)
+    assert make_client().flush_events() == 3
+
+
+def test_events_are_refused_without_a_key_and_wait(
+    make_client: ClientFactory, content: bytes
+) -> None:
+    with FakeServer(app_key="secret") as locked:
+        locked.publish(NAME, content, LABELS)
+        client = make_client(server_url=locked.url, app_key="secret")
+        client.sync(NAME)
+        client.report_feedback(NAME, correct=True)
+        with pytest.raises(nightferry.UnauthorizedError):
+            make_client(server_url=locked.url).flush_events()
+        assert client.flush_events() == 1
+
+
+@pytest.mark.parametrize("variable", ["NIGHTFERRY_DISABLE_TELEMETRY", "DO_NOT_TRACK", None])
+def test_no_events_where_they_are_not_wanted(
+    server: FakeServer,
+    make_client: ClientFactory,
+    content: bytes,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    server.publish(NAME, content, LABELS)
+    client = make_client(telemetry=variable is not None)
+    client.sync(NAME)
+    client.report_feedback(NAME, correct=True)
+    assert client.flush_events() == 0
+    assert server.count("events") == 0
+    assert list(cache_dir.rglob("events.jsonl")) == []
+
+
+def test_a_switch_that_says_no_is_no(
+    server: FakeServer, make_client: ClientFactory, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    monkeypatch.setenv("NIGHTFERRY_OFFLINE", "false")
+    server.publish(NAME, content, LABELS)
+    make_client().sync(NAME)
+    assert len(server.events) == 3
