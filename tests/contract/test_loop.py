@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nightferry
@@ -31,7 +36,9 @@ def bring(server: LiveServer, photos: slice, folder: Path) -> str:
     for label in LABELS:
         target = folder / label
         target.mkdir(parents=True)
-        for number, path in enumerate(sorted((data_folder("recyclables") / label).iterdir())[photos]):
+        for number, path in enumerate(
+            sorted((data_folder("recyclables") / label).iterdir())[photos]
+        ):
             shutil.copy(path, target / f"person{number % 8}__{path.name}")
     done = server.manage(
         "import_photos", "recyclables", str(folder), "--accept", "--volunteer-from", r"(person\d)__"
@@ -134,6 +141,39 @@ def test_cancel_stops_a_run_in_the_middle(server, tmp_path):
     assert ended["state"] == "cancelled"
     again, _ = train(server)
     assert again["state"] == "succeeded"
+
+
+def test_a_night_survives_the_kill_of_its_process_in_the_middle_of_training(server):
+    run = server.call("POST", "/models/recyclables/train", {})
+    wait_until(lambda: server.call("GET", f"/runs/{run['id']}")["stage"] == "compiling")
+    child = process_of(run["id"], server)
+    os.kill(child, signal.SIGKILL)
+    ended = server.wait_for_run(run["id"])
+    assert ended["state"] == "succeeded", ended["outcome"]
+    assert any("starts again" in line["message"] for line in ended["lines"])
+    versions = server.call("GET", "/models/recyclables/versions")["results"]
+    numbers = [version["number"] for version in versions]
+    assert len(numbers) == len(set(numbers))
+    assert ended["version"] == max(numbers)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def process_of(run_id: str, server: LiveServer) -> int:
+    """Return the id of the process that trains; there is one on this server's data."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes()
+            if b"worker.child" in command and os.fsencode(str(server.data)) in environment:
+                return int(folder.name)
+    pytest.fail(f"no process trains run {run_id}")
+
+
+def wait_until(holds: Callable[[], bool], *, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
 
 
 def test_without_weights_a_small_network_is_trained_and_the_log_says_so(tmp_path):

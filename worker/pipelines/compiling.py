@@ -70,7 +70,6 @@ def compile_upload(
                 reference,
                 kinds=policy.variants,
                 tolerance=policy.variant_tolerance,
-                preprocessing=Preprocessing.from_manifest(version.preprocessing),
                 store=store,
                 reporter=reporter,
             )
@@ -129,7 +128,7 @@ def _reference(
         probabilities = evaluation.predict_keras(model, images, preprocessing)
     else:
         probabilities = np.zeros((0, len(version.labels)), dtype=np.float32)
-    return Reference(model, images, test.targets, probabilities, calibration)
+    return Reference(model, images, test.targets, probabilities, calibration, preprocessing)
 
 
 def _photos(version: ModelVersion) -> tuple[photos.PhotoSet, photos.PhotoSet]:

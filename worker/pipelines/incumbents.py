@@ -29,9 +29,10 @@ def answers(
     exact = next((variants[p] for p in ("float32", "float16", "int8") if p in variants), None)
     if exact is None or not version.preprocessing:
         return None
-    images = stack_images(test, Preprocessing.from_manifest(version.preprocessing), store)
+    preprocessing = Preprocessing.from_manifest(version.preprocessing)
+    images = stack_images(test, preprocessing, store)
     with store.open(exact.sha256) as file:
-        probabilities, _ = evaluation.predict_tflite(file.read(), images)
+        probabilities, _ = evaluation.predict_tflite(file.read(), images, preprocessing)
     said = [version.labels[index] for index in probabilities.argmax(axis=1)]
     wanted = [labels[target] for target in test.targets]
     return [answer == want for answer, want in zip(said, wanted, strict=True)]

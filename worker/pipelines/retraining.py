@@ -89,7 +89,6 @@ def retrain(
         reference,
         kinds=policy.variants,
         tolerance=policy.variant_tolerance,
-        preprocessing=trained.preprocessing,
         store=store,
         reporter=reporter,
     )
@@ -267,7 +266,9 @@ def _reference(
         sets["train"].entries[: policy.calibration_photos], trained.preprocessing, store
     )
     probabilities = evaluation.predict_keras(trained.model, images)
-    return Reference(trained.model, images, test.targets, probabilities, calibration)
+    return Reference(
+        trained.model, images, test.targets, probabilities, calibration, trained.preprocessing
+    )
 
 
 def _judge(

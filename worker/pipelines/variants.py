@@ -35,6 +35,7 @@ class Reference:
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     calibration: NDArray[np.uint8]
+    preprocessing: Preprocessing
 
     @property
     def accuracy(self) -> float | None:
@@ -50,7 +51,6 @@ def compile_variants(
     *,
     kinds: Sequence[str],
     tolerance: float,
-    preprocessing: Preprocessing,
     store: BlobStore,
     reporter: Reporter,
 ) -> list[Variant]:
@@ -65,7 +65,7 @@ def compile_variants(
                 runtime,
                 precision,
                 labels=version.labels,
-                preprocessing=preprocessing,
+                preprocessing=reference.preprocessing,
                 calibration_images=reference.calibration,
                 name=version.model.name,
                 version=str(version.number),
@@ -139,7 +139,9 @@ def _measure(
         return {"measured": "structure and weights checked, not executed"}, checks
     if not len(reference.images):
         return {"measured": "no test photos"}, checks
-    probabilities, latency = evaluation.predict_tflite(compiled.data, reference.images)
+    probabilities, latency = evaluation.predict_tflite(
+        compiled.data, reference.images, reference.preprocessing
+    )
     finite = bool(np.isfinite(probabilities).all())
     checks.append(
         {"name": "finite_outputs", "passed": finite, "detail": "every output is a finite number"}
