@@ -151,7 +151,13 @@ class Demo:
 
     def _make_model(self, slug: str, labels: list[str]) -> None:
         policy = {"auto_accept": "trusted", "min_photos_per_label": 5}
-        body = {"slug": slug, "name": slug, "labels": labels, "is_open": True, "training_policy": policy}
+        body = {
+            "slug": slug,
+            "name": slug,
+            "labels": labels,
+            "is_open": True,
+            "training_policy": policy,
+        }
         self._call("POST", "/models", body, token=self.staff_token)
         print(f"  ✓ model {slug} with {len(labels)} labels: {', '.join(labels)}")
 
@@ -171,7 +177,9 @@ class Demo:
         print(f"  ✓ {VOLUNTEERS} simulated volunteers registered, trusted by the operator")
         return tokens
 
-    def _upload(self, slug: str, tokens: list[str], pictures: Sequence[Picture], title: str) -> None:
+    def _upload(
+        self, slug: str, tokens: list[str], pictures: Sequence[Picture], title: str
+    ) -> None:
         self._title(f"{title}: volunteers upload {len(pictures)} photos over REST")
         begun, outcomes = time.monotonic(), {}
         with ThreadPoolExecutor(max_workers=2) as pool:
@@ -202,7 +210,9 @@ class Demo:
         except urllib.error.HTTPError as error:
             problem = json.load(error)
             if error.code >= 500:  # noqa: PLR2004
-                raise DemoError(f"Upload of {picture.name} failed: {problem.get('detail')}") from error
+                raise DemoError(
+                    f"Upload of {picture.name} failed: {problem.get('detail')}"
+                ) from error
             return f"refused ({problem['code']})"
 
     def _night(self, slug: str, title: str) -> None:
@@ -219,7 +229,9 @@ class Demo:
             if run["state"] in ENDED:
                 break
             figures = run["progress"]
-            shown = " ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+            shown = " ".join(
+                f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)
+            )
             _bar(run["stage"] or run["state"], run["step"], run["total_steps"], shown)
             time.sleep(0.4)
         _clear()
@@ -232,7 +244,10 @@ class Demo:
         version = self._call("GET", f"/models/{slug}/versions/{number}", token=self.staff_token)
         print(f"    {'variant':<18}{'size':>10}{'accuracy':>11}{'ms/photo':>10}  shipped")
         for variant in version["variants"]:
-            accuracy, latency = variant["metrics"].get("accuracy"), variant["metrics"].get("latency_ms")
+            accuracy, latency = (
+                variant["metrics"].get("accuracy"),
+                variant["metrics"].get("latency_ms"),
+            )
             print(
                 f"    {variant['runtime'] + ' ' + variant['precision']:<18}"
                 f"{variant['size_bytes'] / 1e6:>7.2f} MB"
@@ -240,19 +255,23 @@ class Demo:
                 f"{'–' if not latency else format(latency['p50'], '.2f'):>10}"
                 f"  {'yes' if variant['is_shipped'] else 'no: ' + variant['refusal']}"
             )
-        print("    (Core ML is checked for structure, labels and weights here; Linux cannot run it.)")
+        print(
+            "    (Core ML is checked for structure, labels and weights here; Linux cannot run it.)"
+        )
 
-    def _device(self, slug: str) -> Any:  # noqa: ANN401 - the SDK is imported by then
+    def _device(self, slug: str) -> Any:
         import nightferry
 
         self._title("A device polls with the SDK")
         client = nightferry.ModelClient(self.url, cache_dir=DATA / "device")
-        model = client.get_model(slug, download_type=nightferry.DownloadType.LATEST_MODEL, progress=_fetched)
+        model = client.get_model(
+            slug, download_type=nightferry.DownloadType.LATEST_MODEL, progress=_fetched
+        )
         _clear()
         self._describe(model)
         return client
 
-    def _poll_again(self, client: Any, slug: str) -> None:  # noqa: ANN401
+    def _poll_again(self, client: Any, slug: str) -> None:
         self._title("The device polls again")
         before = client.get_model(slug).label
         client.sync(slug)
@@ -261,13 +280,13 @@ class Demo:
         if model.label == before:
             print("    The incumbent stayed: the device keeps what it has.")
 
-    def _describe(self, model: Any) -> None:  # noqa: ANN401
+    def _describe(self, model: Any) -> None:
         print(
             f"  ✓ the device runs {model.name} {model.label} (version {model.version},"
             f" {model.runtime} {model.precision}, {model.size_bytes / 1e6:.2f} MB, sha256 verified)"
         )
 
-    def _predict(self, client: Any, slug: str, held: Sequence[Picture]) -> None:  # noqa: ANN401
+    def _predict(self, client: Any, slug: str, held: Sequence[Picture]) -> None:
         right, predictor = 0, client.load(slug)
         for picture in held:
             with tempfile.NamedTemporaryFile(suffix=Path(picture.name).suffix) as file:
@@ -280,7 +299,7 @@ class Demo:
             print(f"    {mark} photo of {picture.label!r}: predicted {label!r} ({probability:.0%})")
         print(f"  On the device {right} of {len(held)} photos that no night ever saw are right.")
 
-    def _call(self, method: str, path: str, body: object = None, *, token: str = "") -> Any:  # noqa: ANN401
+    def _call(self, method: str, path: str, body: object = None, *, token: str = "") -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/api/v1{path}", data, method=method)  # noqa: S310
         request.add_header("Content-Type", "application/json")
@@ -301,7 +320,12 @@ class Demo:
 def _manage(env: dict[str, str], *arguments: str) -> None:
     """Run a management command; its complaint becomes the demo's."""
     done = subprocess.run(
-        [sys.executable, "manage.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise DemoError(f"manage.py {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
@@ -335,7 +359,9 @@ def _pictures_of(folder: Path) -> list[Picture]:
         if path.is_file() and not path.name.startswith(".")
     ]
     if len({picture.label for picture in pictures}) < 2:  # noqa: PLR2004
-        raise DemoError(f"{folder} needs at least two folders, each named as a label, with photos in them.")
+        raise DemoError(
+            f"{folder} needs at least two folders, each named as a label, with photos in them."
+        )
     return pictures
 
 
@@ -356,7 +382,9 @@ def _divide(
 
 
 def _slug(name: str) -> str:
-    slug = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower())
+    slug = "".join(
+        letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower()
+    )
     return slug.strip("-")[:60] or "photos"
 
 
@@ -379,7 +407,11 @@ def _bar(title: str, done: int, total: int, more: str = "") -> None:
         return
     share = done / total if total else 0
     filled = round(share * 24)
-    print(f"\r    {title:<11} [{'█' * filled}{'·' * (24 - filled)}] {done}/{total} {more:<40}", end="", flush=True)
+    print(
+        f"\r    {title:<11} [{'█' * filled}{'·' * (24 - filled)}] {done}/{total} {more:<40}",
+        end="",
+        flush=True,
+    )
 
 
 def _clear() -> None:

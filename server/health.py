@@ -30,7 +30,8 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     results = {name: _result(check) for name, check in checks.items()}
     ready = all(result == "ok" for result in results.values())
     return JsonResponse(
-        {"status": "ok" if ready else "unavailable", "checks": results}, status=200 if ready else 503
+        {"status": "ok" if ready else "unavailable", "checks": results},
+        status=200 if ready else 503,
     )
 
 
@@ -57,7 +58,7 @@ def _check_broker() -> None:
     if settings.BROKER_URL.startswith("filesystem:"):
         settings.NIGHTFERRY_DATA.stat()
         return
-    import redis  # noqa: PLC0415 - only where Redis is the broker
+    import redis
 
     client = redis.Redis.from_url(settings.BROKER_URL, socket_timeout=2, socket_connect_timeout=2)
     client.ping()

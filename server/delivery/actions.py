@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 @transaction.atomic
-def create_application_key(*, name: str, models: Iterable[Model] = (), actor: Actor = None) -> tuple[ApplicationKey, str]:
+def create_application_key(
+    *, name: str, models: Iterable[Model] = (), actor: Actor = None
+) -> tuple[ApplicationKey, str]:
     """Make a key and return it with its text, which is shown this once and stored nowhere."""
     text = f"nfk_{secrets.token_urlsafe(24)}"
     key = ApplicationKey.objects.create(

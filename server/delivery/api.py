@@ -15,7 +15,6 @@ from rest_framework.views import APIView
 
 from server import blobs
 from server.delivery.decision_set import Artifact, DecisionSet, ModelFacts, holder
-
 from server.domain.decision import decide, read_poll
 from server.domain.errors import (
     DomainError,
@@ -94,7 +93,9 @@ def _open_model(decisions: DecisionSet, slug: str, key: str) -> ModelFacts:
         message = f"There is no model called {slug[:63]!r}."
         raise NotFound(message, code="unknown_model")
     if not decisions.may_fetch(facts, key):
-        message = "This model needs an application key in X-App-Key, and this is not one of its keys."
+        message = (
+            "This model needs an application key in X-App-Key, and this is not one of its keys."
+        )
         raise Unauthenticated(message, code="invalid_app_key")
     if facts.is_retired:
         message = f"{slug} is retired; keep the model you have."
@@ -114,7 +115,9 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
         message = "No released model has a file of this hash."
         raise NotFound(message, code="unknown_artifact")
     if not any(decisions.may_fetch(decisions.models[slug], key) for slug in artifact.models):
-        message = "This file needs an application key in X-App-Key, and this is not one of its keys."
+        message = (
+            "This file needs an application key in X-App-Key, and this is not one of its keys."
+        )
         raise Unauthenticated(message, code="invalid_app_key")
     if sha256 in decisions.revoked:
         message = "This file was revoked; ask the update check what to run."
@@ -147,7 +150,9 @@ def _presigned(artifact: Artifact) -> str:
         expires_s=PRESIGNED_FOR_S,
     )
     if url is None:
-        message = "ARTIFACT_DELIVERY is redirect, and this blob store makes no addresses of its own."
+        message = (
+            "ARTIFACT_DELIVERY is redirect, and this blob store makes no addresses of its own."
+        )
         raise Unavailable(message, code="redirect_not_possible")
     return url
 
@@ -174,7 +179,11 @@ def take_events(request: HttpRequest) -> HttpResponse:
         may_report=lambda slug: slug in models and decisions.may_fetch(models[slug], key),
     )
     return JsonResponse(
-        {"accepted": receipt.accepted, "duplicates": receipt.duplicates, "rejected": receipt.rejected},
+        {
+            "accepted": receipt.accepted,
+            "duplicates": receipt.duplicates,
+            "rejected": receipt.rejected,
+        },
         status=202,
     )
 

@@ -83,7 +83,9 @@ class DecisionSet:
         allowed = self.keys.get(hashlib.sha256(key.encode()).hexdigest(), frozenset())
         return allowed is None or slug in allowed
 
-    def answer(self, model: ModelFacts, channel: str, decision: Decision, current: str) -> Answer | None:
+    def answer(
+        self, model: ModelFacts, channel: str, decision: Decision, current: str
+    ) -> Answer | None:
         """Return the manifest for a decision, or None where there is nothing to say."""
         if decision.release is None or decision.variant is None:
             if not decision.is_embedded_wanted:
@@ -117,7 +119,9 @@ def load() -> DecisionSet:
     }
     shipped: dict[int, list[Variant]] = defaultdict(list)
     variants = Variant.objects.filter(
-        is_shipped=True, version__state=ModelVersion.State.PUBLISHED, version__releases__isnull=False
+        is_shipped=True,
+        version__state=ModelVersion.State.PUBLISHED,
+        version__releases__isnull=False,
     ).distinct()
     for variant in variants:
         shipped[variant.version_id].append(variant)
@@ -129,7 +133,9 @@ def load() -> DecisionSet:
     for channel in Channel.objects.all():
         facts = models[channel.model_id]
         revoked |= _add_channel(facts, channel, releases[channel.pk], shipped, artifacts)
-    return DecisionSet(epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked))
+    return DecisionSet(
+        epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked)
+    )
 
 
 def _add_channel(
@@ -168,7 +174,9 @@ def _add_channel(
     return revoked
 
 
-def _release_facts(release: Release | None, shipped: Mapping[int, list[Variant]]) -> ReleaseFacts | None:
+def _release_facts(
+    release: Release | None, shipped: Mapping[int, list[Variant]]
+) -> ReleaseFacts | None:
     if release is None:
         return None
     by_runtime: dict[str, list[VariantFacts]] = defaultdict(list)
@@ -179,7 +187,9 @@ def _release_facts(release: Release | None, shipped: Mapping[int, list[Variant]]
     return ReleaseFacts(release.label, release.version.number, release.reason, by_runtime)
 
 
-def _common(slug: str, channel: str, release: Release | None, revoked: tuple[str, ...]) -> dict[str, Any]:
+def _common(
+    slug: str, channel: str, release: Release | None, revoked: tuple[str, ...]
+) -> dict[str, Any]:
     """Return the members that every variant's manifest shares; there is no clock in them."""
     return {
         "spec_version": SPEC_VERSION,
@@ -268,7 +278,9 @@ class Holder:
                 self._set = load()
             if self._thread is None or not self._thread.is_alive():
                 self._closing.clear()
-                self._thread = threading.Thread(target=self._watch, name="decision-set", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._watch, name="decision-set", daemon=True
+                )
                 self._thread.start()
             return self._set
 

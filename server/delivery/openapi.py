@@ -140,9 +140,15 @@ def _operation(operation_id: str, summary: str, **members: Any) -> dict[str, Any
 def _paths() -> dict[str, Any]:
     manifest = {"$ref": "#/components/schemas/Manifest"}
     update = {
-        "parameters": [_MODEL, *_POLL, _header("If-None-Match", "The entity tag of the last answer.")],
+        "parameters": [
+            _MODEL,
+            *_POLL,
+            _header("If-None-Match", "The entity tag of the last answer."),
+        ],
         "responses": {
-            "200": _answer("The manifest; its ETag stays the same while the decision does.", manifest),
+            "200": _answer(
+                "The manifest; its ETag stays the same while the decision does.", manifest
+            ),
             "204": _answer("Nothing for this installation: keep what you have."),
             "304": _answer("Nothing new."),
         },
@@ -156,7 +162,10 @@ def _paths() -> dict[str, Any]:
             _header("If-None-Match", "The sha256 as entity tag."),
         ],
         "responses": {
-            "200": {"description": "The file, immutable; its ETag is the sha256.", "content": bytes_of},
+            "200": {
+                "description": "The file, immutable; its ETag is the sha256.",
+                "content": bytes_of,
+            },
             "206": {"description": "The range asked for.", "content": bytes_of},
             "302": _answer("A presigned address; not to be stored."),
             "304": _answer("You have it."),

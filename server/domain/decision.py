@@ -110,7 +110,9 @@ def decide(channel: ChannelFacts | None, poll: Poll) -> Decision:
     steps: list[Step] = []
     if channel is None:
         steps.append(Step("channel", f"no channel {poll.channel[:63]!r}"))
-        return Decision(None, None, is_embedded_wanted=False, reason="no such channel", steps=tuple(steps))
+        return Decision(
+            None, None, is_embedded_wanted=False, reason="no such channel", steps=tuple(steps)
+        )
     steps.append(Step("kill", f"{len(channel.revoked)} files revoked"))
     release = channel.release
     if release is None:
@@ -130,9 +132,7 @@ def decide(channel: ChannelFacts | None, poll: Poll) -> Decision:
     )
 
 
-def _choose(
-    offered: Sequence[VariantFacts], poll: Poll, steps: list[Step]
-) -> VariantFacts | None:
+def _choose(offered: Sequence[VariantFacts], poll: Poll, steps: list[Step]) -> VariantFacts | None:
     order = poll.accept or DEFAULT_ORDER
     by_precision = {variant.precision: variant for variant in offered}
     for precision in order:

@@ -25,7 +25,9 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
+    half = (
+        z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
+    )
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 

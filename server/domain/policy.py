@@ -62,18 +62,32 @@ class TrainingPolicy:
 
     def _check(self) -> None:
         rules = (
-            (0 < self.test_share < 1 and 0 < self.validation_share < 1, "test_share and validation_share lie between 0 and 1"),
-            (self.test_share + self.validation_share <= 0.8, "validation_share and test_share leave at least a fifth for training"),  # noqa: PLR2004
+            (
+                0 < self.test_share < 1 and 0 < self.validation_share < 1,
+                "test_share and validation_share lie between 0 and 1",
+            ),
+            (
+                self.test_share + self.validation_share <= 0.8,
+                "validation_share and test_share leave at least a fifth for training",
+            ),  # noqa: PLR2004
             (0 < self.max_contributor_share <= 1, "max_contributor_share lies between 0 and 1"),
-            (0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1, "margin and variant_tolerance lie between 0 and 1"),
+            (
+                0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1,
+                "margin and variant_tolerance lie between 0 and 1",
+            ),
             (self.min_photos_per_label >= 2, "min_photos_per_label is at least 2"),  # noqa: PLR2004
-            (bool(self.variants) and set(self.variants) <= set(VARIANTS), f"variants are some of {', '.join(VARIANTS)}"),
+            (
+                bool(self.variants) and set(self.variants) <= set(VARIANTS),
+                f"variants are some of {', '.join(VARIANTS)}",
+            ),
             (-(2**31) <= self.seed < 2**31, "seed is a whole number of 32 bits"),
             (
                 all(
                     0 <= count <= 1_000_000
                     for count in (
-                        self.min_photos_per_label, self.min_test_photos, self.min_side_px,
+                        self.min_photos_per_label,
+                        self.min_test_photos,
+                        self.min_side_px,
                         self.calibration_photos,
                     )
                 ),
@@ -91,7 +105,11 @@ class TrainingPolicy:
 def _typed(name: str, value: object, default: object) -> object:
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(str(item) for item in value)
-    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+    if (
+        isinstance(default, float)
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    ):
         return float(value)
     if type(value) is type(default):
         return value

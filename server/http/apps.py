@@ -14,4 +14,4 @@ class HttpConfig(AppConfig):
 
     def ready(self) -> None:
         """Teach the schema generator our authentication."""
-        from server.http import schema  # noqa: F401, PLC0415 - registers on import
+        from server.http import schema  # noqa: F401 - registers on import

@@ -104,10 +104,14 @@ def _sentence(exception: Exception) -> str:
     return str(exception) or "You may not do this."
 
 
-def _first_sentence(detail: Any) -> str:  # noqa: ANN401 - the framework nests lists and mappings
+def _first_sentence(detail: Any) -> str:
     if isinstance(detail, Mapping):
         name, value = next(iter(detail.items()), ("", "invalid"))
-        return _first_sentence(value) if name == "non_field_errors" else f"{name}: {_first_sentence(value)}"
+        return (
+            _first_sentence(value)
+            if name == "non_field_errors"
+            else f"{name}: {_first_sentence(value)}"
+        )
     if isinstance(detail, Sequence) and not isinstance(detail, str):
         return _first_sentence(detail[0]) if detail else "invalid"
     return str(detail)
@@ -121,7 +125,8 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 def server_error(request: HttpRequest) -> HttpResponse:
     """Answer 500: what happened is in the log, never in the answer."""
     return _outside(
-        request, errors.DomainError("The server met an error it did not expect. It has been logged.")
+        request,
+        errors.DomainError("The server met an error it did not expect. It has been logged."),
     )
 
 
@@ -133,4 +138,6 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # 
 def _outside(request: HttpRequest, error: errors.DomainError) -> HttpResponse:
     if request.path.startswith("/api/"):
         return problem_response(error)
-    return HttpResponse(f"{error.title}. {error.detail}", status=error.status, content_type="text/plain")
+    return HttpResponse(
+        f"{error.title}. {error.detail}", status=error.status, content_type="text/plain"
+    )

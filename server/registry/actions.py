@@ -174,7 +174,7 @@ def draft_version(
 
 
 @transaction.atomic
-def add_variant(*, version: ModelVersion, **values: Any) -> Variant:  # noqa: ANN401 - the model's fields
+def add_variant(*, version: ModelVersion, **values: Any) -> Variant:
     """Record a compiled file of a draft; compiling again replaces the row, never a published one."""
     _require_draft(version)
     runtime, precision = values.pop("runtime"), values.pop("precision")
@@ -186,7 +186,7 @@ def add_variant(*, version: ModelVersion, **values: Any) -> Variant:  # noqa: AN
 
 @transaction.atomic
 def publish_version(
-    *, version: ModelVersion, metrics: dict[str, Any], actor: Actor = None, **values: Any  # noqa: ANN401
+    *, version: ModelVersion, metrics: dict[str, Any], actor: Actor = None, **values: Any
 ) -> ModelVersion:
     """Make a draft immutable, with its metrics and whatever fields were still open."""
     _require_draft(version)
@@ -210,7 +210,9 @@ def fail_version(*, version: ModelVersion, reason: str) -> None:
 
 
 def _require_draft(version: ModelVersion) -> None:
-    state = ModelVersion.objects.select_for_update().values_list("state", flat=True).get(pk=version.pk)
+    state = (
+        ModelVersion.objects.select_for_update().values_list("state", flat=True).get(pk=version.pk)
+    )
     if state != ModelVersion.State.DRAFT:
         message = f"Version {version} is {state}; only a draft can change."
         raise Conflict(message, code="version_not_draft")

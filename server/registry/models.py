@@ -90,8 +90,12 @@ class ModelVersion(models.Model):
     preprocessing = models.JSONField(default=dict)
     metrics = models.JSONField(default=dict)
     lineage = models.JSONField(default=dict)
-    parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children")
-    source_sha256 = models.CharField(max_length=64, blank=True, help_text="The .keras or uploaded file.")
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children"
+    )
+    source_sha256 = models.CharField(
+        max_length=64, blank=True, help_text="The .keras or uploaded file."
+    )
     source_filename = models.CharField(max_length=200, blank=True)
     weights_sha256 = models.CharField(max_length=64, blank=True)
     notes = models.TextField(blank=True)
@@ -115,7 +119,7 @@ class ModelVersion(models.Model):
         """Return ``model/number``."""
         return f"{self.model.slug}/{self.number}"
 
-    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
+    def save(self, *args: Any, **kwargs: Any) -> None:
         """Refuse any change of what is published."""
         if self.pk and not self._state.adding:
             before = type(self).objects.filter(pk=self.pk).values("state").first()

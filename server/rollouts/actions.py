@@ -73,8 +73,12 @@ def release_version(
 
 @transaction.atomic
 def roll_back(
-    *, model: Model, channel: str = PRODUCTION, to: ModelVersion | None = None,
-    actor: Actor = None, reason: str = "",
+    *,
+    model: Model,
+    channel: str = PRODUCTION,
+    to: ModelVersion | None = None,
+    actor: Actor = None,
+    reason: str = "",
 ) -> Release:
     """Release an earlier version again, under a new label.
 
@@ -96,12 +100,17 @@ def roll_back(
         message = f"Version {to} is not older than {current.version}, which {channel} serves now."
         raise Conflict(message, code="not_an_earlier_version")
     return release_version(
-        version=to, channel=channel, actor=actor, reason=reason or f"rollback to version {to.number}"
+        version=to,
+        channel=channel,
+        actor=actor,
+        reason=reason or f"rollback to version {to.number}",
     )
 
 
 @transaction.atomic
-def kill(*, model: Model, channel: str = PRODUCTION, actor: Actor = None, reason: str = "") -> Release | None:
+def kill(
+    *, model: Model, channel: str = PRODUCTION, actor: Actor = None, reason: str = ""
+) -> Release | None:
     """Revoke the version a channel serves; devices drop it at their next poll.
 
     The incumbent before it is released again under a new label and returned; without one, None:

@@ -92,7 +92,11 @@ class Rollback(APIView):
         target = get_model(model)
         to = get_version(target, values["to"]) if "to" in values else None
         release = actions.roll_back(
-            model=target, channel=channel, to=to, reason=values.get("reason", ""), actor=request.user
+            model=target,
+            channel=channel,
+            to=to,
+            reason=values.get("reason", ""),
+            actor=request.user,
         )
         return Response(ReleaseSerializer(release).data, status=201)
 

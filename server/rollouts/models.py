@@ -19,7 +19,9 @@ class Channel(models.Model):
         """A name once per model."""
 
         ordering = ("model", "name")
-        constraints = (models.UniqueConstraint(fields=["model", "name"], name="channel_once_per_model"),)
+        constraints = (
+            models.UniqueConstraint(fields=["model", "name"], name="channel_once_per_model"),
+        )
 
     def __str__(self) -> str:
         """Return ``model/channel``."""
@@ -56,7 +58,9 @@ class Release(models.Model):
 
         ordering = ("channel", "-label_number")
         constraints = (
-            models.UniqueConstraint(fields=["channel", "label_number"], name="label_once_per_channel"),
+            models.UniqueConstraint(
+                fields=["channel", "label_number"], name="label_once_per_channel"
+            ),
         )
 
     @property

@@ -28,7 +28,7 @@ class Receipt:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
-class _Rejected(Exception):  # noqa: N818 - a signal inside this module, not an error of its callers
+class _Rejected(Exception):
     """One event that will never be taken."""
 
 

@@ -76,11 +76,15 @@ def request_run(
             )
             run.job_id = job.pk
             run.save(update_fields=["job_id"])
-            audit.record(actor=actor, action="run.request", subject=run, detail={"trigger": trigger})
+            audit.record(
+                actor=actor, action="run.request", subject=run, detail={"trigger": trigger}
+            )
     except IntegrityError as error:
         active = model.runs.filter(state__in=TrainingRun.ACTIVE).first()
         message = f"{model.slug} has an unfinished run already; wait for it or cancel it."
-        raise Conflict(message, code="run_active", run=str(active.pk) if active else None) from error
+        raise Conflict(
+            message, code="run_active", run=str(active.pk) if active else None
+        ) from error
     return run
 
 
@@ -169,7 +173,12 @@ def start_run(*, run_id: uuid.UUID | str) -> TrainingRun:
         message = f"The run has {run.state} already."
         raise Conflict(message, code="run_finished")
     if run.state == TrainingRun.State.RUNNING:
-        write_line(run=run, stage="start", message="The worker stopped; the run starts again.", level="warning")
+        write_line(
+            run=run,
+            stage="start",
+            message="The worker stopped; the run starts again.",
+            level="warning",
+        )
     run.state = TrainingRun.State.RUNNING
     run.started_at = run.started_at or timezone.now()
     run.save(update_fields=["state", "started_at"])
@@ -201,7 +210,9 @@ def succeed_run(*, run: TrainingRun, outcome: str) -> None:
 
 
 @transaction.atomic
-def fail_run(*, run_id: uuid.UUID | str, reason: str, code: str = "run_failed", state: str = "failed") -> None:
+def fail_run(
+    *, run_id: uuid.UUID | str, reason: str, code: str = "run_failed", state: str = "failed"
+) -> None:
     """Close a run that did not; the incumbent stays what it was."""
     run = TrainingRun.objects.select_for_update().get(pk=run_id)
     if run.state in TrainingRun.ACTIVE:
@@ -317,7 +328,11 @@ def _units(photos: Iterable[Photo], units: dict[uuid.UUID, str]) -> list[Unit]:
 
 
 def _count(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> dict[str, Any]:
-    by_split: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter(), "test": Counter()}
+    by_split: dict[str, Counter[str]] = {
+        "train": Counter(),
+        "validation": Counter(),
+        "test": Counter(),
+    }
     for photo in photos:
         by_split[splits[photo.pk]][photo.label.name] += 1
     return {split: dict(counter) for split, counter in by_split.items()}

@@ -79,7 +79,9 @@ def _check_length(request: Request) -> None:
     """Refuse a body that is too long before any of it is read."""
     limit = settings.MAX_MODEL_BYTES + _FORM_BYTES
     if int(request.META.get("CONTENT_LENGTH") or 0) > limit:
-        message = f"The file is larger than the {settings.MAX_MODEL_BYTES >> 20} MiB this server takes."
+        message = (
+            f"The file is larger than the {settings.MAX_MODEL_BYTES >> 20} MiB this server takes."
+        )
         raise TooLarge(message, code="model_too_large")
 
 

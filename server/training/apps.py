@@ -12,4 +12,4 @@ class TrainingConfig(AppConfig):
 
     def ready(self) -> None:
         """Listen to the job ledger."""
-        from server.training import signals  # noqa: F401, PLC0415 - connects on import
+        from server.training import signals  # noqa: F401 - connects on import

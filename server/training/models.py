@@ -27,7 +27,9 @@ class SplitAssignment(models.Model):
     class Meta:
         """A unit has one split."""
 
-        constraints = (models.UniqueConstraint(fields=["model", "unit"], name="split_once_per_unit"),)
+        constraints = (
+            models.UniqueConstraint(fields=["model", "unit"], name="split_once_per_unit"),
+        )
 
     def __str__(self) -> str:
         """Return the unit and its split."""
@@ -114,7 +116,11 @@ class TrainingRun(models.Model):
         DatasetSnapshot, null=True, blank=True, on_delete=models.SET_NULL, related_name="runs"
     )
     version = models.ForeignKey(
-        "registry.ModelVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="runs"
+        "registry.ModelVersion",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="runs",
     )
     requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
@@ -130,7 +136,9 @@ class TrainingRun(models.Model):
         ordering = ("-created_at",)
         constraints = (
             models.UniqueConstraint(
-                fields=["model"], condition=Q(state__in=["queued", "running"]), name="one_active_run"
+                fields=["model"],
+                condition=Q(state__in=["queued", "running"]),
+                name="one_active_run",
             ),
         )
 

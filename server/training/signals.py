@@ -26,7 +26,9 @@ def close_run(sender: object, job: Job, **_: object) -> None:  # noqa: ARG001
     if job.state == "cancelled":
         actions.fail_run(run_id=run_id, reason="Cancelled; the incumbent stays.", state="cancelled")
     elif job.state == "failed":
-        actions.fail_run(run_id=run_id, reason=job.error_detail, code=job.error_code or "run_failed")
+        actions.fail_run(
+            run_id=run_id, reason=job.error_detail, code=job.error_code or "run_failed"
+        )
     elif job.state == "succeeded":
         actions.fail_run(
             run_id=run_id, reason="The job ended without closing its run.", code="run_left_open"

@@ -75,7 +75,12 @@ def compile_upload(
             )
         else:
             variant = record_variant(
-                version, inspected.as_compiled(path, version.labels), reference, 1.0, store, reporter
+                version,
+                inspected.as_compiled(path, version.labels),
+                reference,
+                1.0,
+                store,
+                reporter,
             )
             metrics = metrics or {k: v for k, v in variant.metrics.items() if k != "agreement"}
     return _publish(run, version, metrics, context)
@@ -161,8 +166,10 @@ def _publish(
         reasons = "; ".join(filter(None, version.variants.values_list("refusal", flat=True)))
         message = f"No variant of the upload may be shipped: {reasons or 'none was made'}."
         raise Unprocessable(message, code="no_shipped_variant")
-    measured = f"{metrics['accuracy']:.1%} on {metrics['count']} test photos" if metrics.get("count") else (
-        "not measured, because the model has no test photos yet"
+    measured = (
+        f"{metrics['accuracy']:.1%} on {metrics['count']} test photos"
+        if metrics.get("count")
+        else ("not measured, because the model has no test photos yet")
     )
     outcome = f"Version {version.number} is ready with {shipped} variants, {measured}. Release it when you like."
     with context.holding():

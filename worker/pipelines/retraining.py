@@ -83,7 +83,9 @@ def retrain(
     reference = _reference(trained, sets, policy, store)
     reporter.progress("evaluating", 0, 1, {})
     metrics = evaluation.measure(reference.probabilities, reference.targets, snapshot.labels)
-    reporter.say("evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos.")
+    reporter.say(
+        "evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos."
+    )
     compile_variants(
         version,
         reference,
@@ -99,7 +101,11 @@ def retrain(
 
 
 def _describe(snapshot: DatasetSnapshot) -> str:
-    sizes = {split: sum(counts.values()) for split, counts in snapshot.counts.items() if isinstance(counts, dict)}
+    sizes = {
+        split: sum(counts.values())
+        for split, counts in snapshot.counts.items()
+        if isinstance(counts, dict)
+    }
     sentence = (
         f"{sum(sizes.values())} photos of {len(snapshot.labels)} labels: {sizes['train']} train,"
         f" {sizes['validation']} validate, {sizes['test']} test, split by {snapshot.split_by}."
@@ -133,7 +139,9 @@ def _train(
             level="warning",
         )
         return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
-    reporter.say("training", f"{architecture.name}, frozen, with ImageNet weights ({weights.origin}).")
+    reporter.say(
+        "training", f"{architecture.name}, frozen, with ImageNet weights ({weights.origin})."
+    )
     return _train_head(run, snapshot, sets, policy, reporter, store, architecture, weights)
 
 
@@ -155,7 +163,7 @@ def _find_pretrained(wanted: str) -> tuple[Architecture, Weights]:
     return find_architecture(names[0]), weights
 
 
-def _train_head(  # noqa: PLR0913 - the collaborators of one step
+def _train_head(
     run: TrainingRun,
     snapshot: DatasetSnapshot,
     sets: dict[str, photos.PhotoSet],

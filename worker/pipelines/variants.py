@@ -131,7 +131,7 @@ def _measure(
     """Return the file's own figures and checks; Core ML is not executed here, and says so."""
     checks = list(compiled.checks)
     if compiled.runtime == "coreml":
-        from worker.ml.compilers import coreml  # noqa: PLC0415 - loads coremltools
+        from worker.ml.compilers import coreml
 
         checks += coreml.check_package(
             compiled.data, labels=compiled.labels, keras_model=reference.model

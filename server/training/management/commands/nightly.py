@@ -49,7 +49,7 @@ class Command(BaseCommand):
             return False
         self.stdout.write(f"{model.slug}: {count} new photos, run {run.pk}")
         # The job is done by a process of the worker's own; a running worker may take it first.
-        worker = subprocess.Popen(  # noqa: S603
+        worker = subprocess.Popen(
             [sys.executable, "-m", "worker.foreground", str(run.job_id)], cwd=settings.BASE_DIR
         )
         try:
