@@ -1,0 +1,136 @@
+"""What the home page says, in a number of queries that does not grow with the models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db.models import Count, Max, Q
+
+from server.delivery.models import ApplicationKey
+from server.jobs.queries import count_by_state
+from server.photos.models import Photo
+from server.registry.models import Model, ModelVersion
+from server.rollouts import queries as rollouts
+from server.rollouts.actions import PRODUCTION
+from server.rollouts.models import Release
+from server.training.models import Night, TrainingRun
+
+# Enough for a look; the list has the rest.
+RECENT_RUNS = 8
+
+
+@dataclass
+class ModelOverview:
+    """One model on the home page."""
+
+    model: Model
+    night: str
+    serves: Release | None
+    pending: int = 0
+    accepted: int = 0
+    active_run: TrainingRun | None = None
+    newest: ModelVersion | None = None
+    next_steps: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def is_unreleased(self) -> bool:
+        """Say whether there is a published version newer than what production serves."""
+        if self.newest is None:
+            return False
+        return self.serves is None or self.newest.number > self.serves.version.number
+
+
+def overview() -> dict[str, Any]:
+    """Return the home page's facts."""
+    models = list(Model.objects.filter(retired_at__isnull=True))
+    serves = {
+        channel.model_id: release
+        for channel, release in rollouts.serving(models)
+        if channel.name == PRODUCTION
+    }
+    counts = _photo_counts()
+    runs = _newest_runs(models)
+    nights = dict(Night.objects.filter(model__in=models).values_list("model_id", "last_on"))
+    newest = _newest_versions(models)
+    summaries = dict(Night.objects.filter(model__in=models).values_list("model_id", "summary"))
+    rows = []
+    for model in models:
+        found = runs[model.pk]
+        row = ModelOverview(
+            model=model,
+            night=_night_sentence(found, nights.get(model.pk), summaries.get(model.pk, "")),
+            serves=serves.get(model.pk),
+            active_run=next((run for run in found if run.state in TrainingRun.ACTIVE), None),
+            newest=newest.get(model.pk),
+            **counts.get(model.pk, {}),
+        )
+        rows.append(row)
+    return {
+        "models": rows,
+        "pending_photos": sum(row.pending for row in rows),
+        "active_runs": [row.active_run for row in rows if row.active_run is not None],
+        "recent_runs": TrainingRun.objects.select_related("model", "version")[:RECENT_RUNS],
+        "jobs": count_by_state(),
+        "has_keys": ApplicationKey.objects.filter(revoked_at__isnull=True).exists(),
+    }
+
+
+def _photo_counts() -> dict[int, dict[str, int]]:
+    rows = (
+        Photo.objects.order_by()
+        .values("model_id")
+        .annotate(
+            pending=Count("pk", filter=Q(state=Photo.State.PENDING)),
+            accepted=Count("pk", filter=Q(state=Photo.State.ACCEPTED)),
+        )
+    )
+    return {
+        row["model_id"]: {"pending": row["pending"], "accepted": row["accepted"]} for row in rows
+    }
+
+
+def _newest_runs(models: list[Model]) -> dict[int, list[TrainingRun]]:
+    """Return, for each model, its unfinished run and its last finished training."""
+    newest = (
+        TrainingRun.objects.filter(model__in=models, kind=TrainingRun.Kind.TRAIN)
+        .exclude(state__in=TrainingRun.ACTIVE)
+        .order_by()
+        .values("model_id")
+        .annotate(newest=Max("created_at"))
+        .values("newest")
+    )
+    wanted = Q(state__in=TrainingRun.ACTIVE) | Q(
+        created_at__in=newest, kind=TrainingRun.Kind.TRAIN
+    )
+    found: dict[int, list[TrainingRun]] = defaultdict(list)
+    for run in TrainingRun.objects.filter(wanted, model__in=models).select_related("model"):
+        found[run.model_id].append(run)
+    return found
+
+
+def _newest_versions(models: list[Model]) -> dict[int, ModelVersion]:
+    numbers = (
+        ModelVersion.objects.filter(model__in=models, state=ModelVersion.State.PUBLISHED)
+        .order_by()
+        .values("model_id")
+        .annotate(newest=Max("number"))
+        .values_list("model_id", "newest")
+    )
+    wanted = Q(pk__in=())
+    for model_id, number in numbers:
+        wanted |= Q(model_id=model_id, number=number)
+    return {version.model_id: version for version in ModelVersion.objects.filter(wanted)}
+
+
+def _night_sentence(runs: list[TrainingRun], last_on: Any, summary: str) -> str:
+    """Say in one sentence what the last night did."""
+    last = next((run for run in runs if run.state not in TrainingRun.ACTIVE), None)
+    trained = last is not None and last.trigger == "nightly" and last.created_at.date() == last_on
+    if last is not None and (trained or last_on is None):
+        when = "Last night" if trained else f"Last trained {last.created_at:%Y-%m-%d %H:%M} UTC"
+        return f"{when}: {last.outcome or last.state}"
+    if last_on is not None:
+        return f"The night of {last_on}: {summary}"
+    return "No night yet."

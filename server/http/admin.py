@@ -1,0 +1,101 @@
+"""People and their access, and the audit log. Other packages' pages are put into our frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from axes.models import AccessAttempt, AccessFailureLog, AccessLog
+from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group, User
+from django_celery_beat import models as beat
+from knox.models import AuthToken
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from server.http.models import AuditEntry
+from server.http.pages import Page, ReadOnlyPage, display
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+# The schedule is the server's own (NIGHTLY_AT and each model's time); its rows are to look at.
+_FOREIGN = (
+    AccessAttempt, AccessFailureLog, AccessLog, AuthToken, User, Group, beat.PeriodicTask,
+    beat.IntervalSchedule, beat.CrontabSchedule, beat.SolarSchedule, beat.ClockedSchedule,
+)  # fmt: skip
+for _model in _FOREIGN:
+    if admin.site.is_registered(_model):
+        admin.site.unregister(_model)
+
+
+@admin.register(User)
+class UserPage(UserAdmin, Page):  # type: ignore[misc, type-arg]
+    """Accounts; volunteers' have no password."""
+
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("username", "is_staff", "is_superuser", "is_active", "last_login")
+    list_filter = ("is_staff", "is_superuser", "is_active")
+
+
+@admin.register(Group)
+class GroupPage(GroupAdmin, Page):  # type: ignore[misc]
+    """Groups of rights."""
+
+
+@admin.register(AuditEntry)
+class AuditPage(ReadOnlyPage):
+    """Who did what."""
+
+    list_display = ("at", "actor_name", "action", "subject", "detail_shown")
+    list_display_links = ("at", "action")
+    list_filter = ("action", "at")
+    search_fields = ("actor_name", "action", "subject")
+    date_hierarchy = "at"
+    fields = ("at", "actor", "actor_name", "action", "subject", "detail")
+    readonly_fields = fields
+
+    @display(description="detail")
+    def detail_shown(self, entry: AuditEntry) -> str:
+        """Show what came along, shortened."""
+        text = ", ".join(f"{name}: {value}" for name, value in entry.detail.items())
+        return f"{text[:119]}…" if len(text) > 120 else text  # noqa: PLR2004
+
+
+@admin.register(AuthToken)
+class TokenPage(ReadOnlyPage):
+    """Bearer tokens, of which only digests exist; deleting one makes it worthless."""
+
+    list_display = ("token_key", "user", "created", "expiry")
+    list_select_related = ("user",)
+    search_fields = ("user__username", "token_key")
+    fields = ("token_key", "user", "created", "expiry")
+    readonly_fields = fields
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        """A token may be made worthless here."""
+        return bool(request.user.has_perm("knox.delete_authtoken"))
+
+
+@admin.register(AccessAttempt)
+class AttemptPage(ReadOnlyPage):
+    """Wrong passwords; deleting a row ends a lockout."""
+
+    list_display = ("username", "ip_address", "failures_since_start", "attempt_time")
+    search_fields = ("username", "ip_address")
+    fields = ("username", "ip_address", "user_agent", "failures_since_start", "attempt_time")
+    readonly_fields = fields
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        """A lockout may be ended here."""
+        return bool(request.user.has_perm("axes.delete_accessattempt"))
+
+
+@admin.register(beat.PeriodicTask)
+class PeriodicTaskPage(ReadOnlyPage):
+    """What the clock calls."""
+
+    list_display = ("name", "task", "scheduler", "enabled", "last_run_at", "total_run_count")
+    fields = ("name", "task", "interval", "crontab", "enabled", "last_run_at", "total_run_count")
+    readonly_fields = fields

@@ -1,0 +1,95 @@
+"""A version's figures in rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.http.pages import percent, size
+from server.registry.models import ModelVersion, Variant
+
+# A wider matrix tells nobody anything; the list of the worst pairs does.
+MAX_MATRIX_LABELS = 24
+WORST_PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many photos of one label were called another."""
+
+    count: int
+    share: float
+    is_hit: bool
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One compiled file, as people read it."""
+
+    variant: Variant
+    size: str
+    accuracy: str
+    latency: str
+    verdict: str
+
+
+def label_rows(version: ModelVersion) -> list[dict[str, Any]]:
+    """Return each label with how often it was found, and how often it was right when said."""
+    per_label = version.metrics.get("per_label") or {}
+    return [
+        {
+            "label": label,
+            "recall": percent(figures.get("recall")),
+            "precision": percent(figures.get("precision")),
+            "count": figures.get("count", 0),
+        }
+        for label, figures in per_label.items()
+    ]
+
+
+def confusion_table(version: ModelVersion) -> dict[str, Any] | None:
+    """Return the matrix with each cell's share of its row, or the worst pairs of a large one."""
+    matrix = version.metrics.get("confusion")
+    labels = version.labels
+    if not matrix or len(matrix) != len(labels):
+        return None
+    if len(labels) > MAX_MATRIX_LABELS:
+        return {"pairs": _worst_pairs(matrix, labels)}
+    rows = []
+    for index, counts in enumerate(matrix):
+        total = sum(counts) or 1
+        cells = [
+            Cell(count, round(count / total, 3), index == column)
+            for column, count in enumerate(counts)
+        ]
+        rows.append((labels[index], cells))
+    return {"labels": labels, "rows": rows}
+
+
+def _worst_pairs(matrix: list[list[int]], labels: list[str]) -> list[tuple[str, str, int]]:
+    pairs = [
+        (labels[row], labels[column], count)
+        for row, counts in enumerate(matrix)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:WORST_PAIRS]
+
+
+def variant_rows(version: ModelVersion) -> list[VariantRow]:
+    """Return the compiled files with what was measured of each."""
+    return [_variant_row(variant) for variant in version.variants.all()]
+
+
+def _variant_row(variant: Variant) -> VariantRow:
+    latency = (variant.metrics.get("latency_ms") or {}).get("p50")
+    accuracy = variant.metrics.get("accuracy")
+    return VariantRow(
+        variant=variant,
+        size=size(variant.size_bytes) if variant.size_bytes else "–",
+        accuracy=percent(accuracy)
+        if accuracy is not None
+        else str(variant.metrics.get("measured", "not measured")),
+        latency=f"{latency:.1f} ms" if latency is not None else "–",
+        verdict="shipped" if variant.is_shipped else f"not shipped: {variant.refusal or 'no reason'}",
+    )

@@ -1,0 +1,315 @@
+"""Runs with their live progress, snapshots, and the way a file of one's own comes in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.http import Http404, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from unfold.decorators import action
+from unfold.enums import ActionVariant
+
+from server.domain.errors import NotFound
+from server.http.charts import line_chart
+from server.http.pages import Question, ReadOnlyPage, ask, display
+from server.photos.models import Photo
+from server.registry.models import Model
+from server.training import actions, queries
+from server.training.forms import TrainForm, UploadForm
+from server.training.models import DatasetSnapshot, Night, SnapshotEntry, TrainingRun
+
+if TYPE_CHECKING:
+    import uuid
+
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+
+_STATE_COLOURS = {
+    "queued": "info",
+    "running": "warning",
+    "succeeded": "success",
+    "failed": "danger",
+    "cancelled": "info",
+}
+_STAGES = {
+    TrainingRun.Kind.TRAIN: (
+        "snapshot", "embedding", "training", "evaluating", "compiling", "gating",
+    ),
+    TrainingRun.Kind.COMPILE_UPLOAD: ("inspecting", "compiling"),
+}  # fmt: skip
+
+
+@admin.register(TrainingRun)
+class RunPage(ReadOnlyPage):
+    """A run: where it stands, live; its curves and its log; cancel."""
+
+    list_display = ("model", "kind_shown", "state_shown", "stage", "version", "outcome_shown", "created_at")
+    list_display_links = ("model", "kind_shown")
+    list_filter = ("state", "kind", "trigger", "model")
+    list_select_related = ("model", "version__model")
+    date_hierarchy = "created_at"
+    actions_list = ("upload",)
+    actions_detail = ("cancel",)
+    change_form_outer_before_template = "training/run.html"
+    fields = ("id", "trigger", "requested_by", "seed", "pins", "job_id")
+    readonly_fields = fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # type: ignore[override]
+        """Adding a run is training now."""
+        return bool(request.user.has_perm("training.add_trainingrun"))
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the part of a run's page that is fetched again and again."""
+        live = self.admin_site.admin_view(self.live_view)
+        return [
+            path("<uuid:run_id>/live/", live, name="training_trainingrun_live"),
+            *super().get_urls(),
+        ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TrainingRun]:
+        """Fetch what the page names along with it."""
+        rows: QuerySet[TrainingRun] = super().get_queryset(request)
+        return rows.select_related("model", "version__model", "snapshot", "requested_by")
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Add the progress."""
+        run = self.get_object(request, object_id)
+        context = describe_run(run) if run is not None else {}
+        response: HttpResponse = super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), **context}
+        )
+        return response
+
+    def live_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
+        """Answer with the moving part of a run's page."""
+        if not self.has_view_permission(request):
+            raise Http404
+        try:
+            run = queries.get_run(run_id)
+        except NotFound as error:
+            raise Http404 from error
+        return TemplateResponse(request, "training/run_live.html", describe_run(run))
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None  # noqa: ARG002
+    ) -> HttpResponse:
+        """Ask, then train."""
+        if not self.has_add_permission(request):
+            raise Http404
+        model = _chosen_model(request)
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            run = actions.request_run(model=values["model"], actor=request.user)
+            return f"{run.model.slug} is being trained.", _address(run)
+
+        question = Question(
+            title=f"Train {model.slug} now?" if model else "Train a model now",
+            submit="Train now",
+            back=reverse("admin:training_trainingrun_changelist"),
+            form=TrainForm,
+            initial={"model": model},
+            act=act,
+            effects=_training_effects(model),
+        )
+        return ask(self, request, question)
+
+    @action(description="Upload a network", icon="upload")
+    def upload(self, request: HttpRequest) -> HttpResponse:
+        """Take a trained file, which a run then compiles and measures."""
+        if not self.has_add_permission(request):
+            raise Http404
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            file = values.pop("file")
+            run = actions.upload_version(
+                **values, file=file, filename=file.name, actor=request.user
+            )
+            return f"{file.name} is being compiled and measured.", _address(run)
+
+        question = Question(
+            title="Upload a trained network",
+            submit="Upload",
+            back=reverse("admin:training_trainingrun_changelist"),
+            form=UploadForm,
+            initial={"model": _chosen_model(request)},
+            act=act,
+            effects=(
+                "The file becomes the model's next version. A run compiles it and measures it on"
+                " the newest test photos.",
+                "Devices notice nothing until the version is released.",
+            ),
+        )
+        return ask(self, request, question)
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer to cancel what is under way."""
+        offered: list[Any] = super().get_actions_detail(request, object_id)
+        is_active = TrainingRun.objects.filter(pk=object_id, state__in=TrainingRun.ACTIVE).exists()
+        return offered if is_active and self.may_act(request) else []
+
+    @action(description="Cancel", icon="cancel", variant=ActionVariant.DANGER)
+    def cancel(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then cancel."""
+        run = self.get_object(request, object_id)
+        if run is None or not self.may_act(request):
+            raise Http404
+        is_active = run.state in TrainingRun.ACTIVE
+
+        def act(_: dict[str, Any]) -> tuple[str, str]:
+            actions.cancel_run(run=run, actor=request.user)
+            return "Cancelling was asked for.", _address(run)
+
+        question = Question(
+            title=f"Cancel this run of {run.model.slug}?",
+            submit="Cancel the run",
+            is_danger=True,
+            is_possible=is_active,
+            back=_address(run),
+            act=act,
+            effects=(
+                "The run stops within seconds and makes no version.",
+                "Devices keep what they have; the photos stay, and the next run uses them.",
+            )
+            if is_active
+            else (f"The run has {run.state} already.",),
+        )
+        return ask(self, request, question)
+
+    @display(description="kind", ordering="kind")
+    def kind_shown(self, run: TrainingRun) -> str:
+        """Name the kind."""
+        return "training" if run.kind == TrainingRun.Kind.TRAIN else "compiling an upload"
+
+    @display(description="state", ordering="state", label=_STATE_COLOURS)
+    def state_shown(self, run: TrainingRun) -> str:
+        """Name the state."""
+        return run.state
+
+    @display(description="outcome")
+    def outcome_shown(self, run: TrainingRun) -> str:
+        """Show the beginning of what came of it."""
+        return f"{run.outcome[:119]}…" if len(run.outcome) > 120 else run.outcome  # noqa: PLR2004
+
+
+def describe_run(run: TrainingRun) -> dict[str, Any]:
+    """Return what the live part of a run's page shows."""
+    points = queries.curve(run)
+    share = run.step / run.total_steps if run.total_steps else 0.0
+    return {
+        "run": run,
+        "is_active": run.state in TrainingRun.ACTIVE,
+        "stages": _STAGES[TrainingRun.Kind(run.kind)],
+        "percent": min(100, round(share * 100)),
+        "loss_chart": line_chart(_series(points, "loss"), title="Loss"),
+        "accuracy_chart": line_chart(_series(points, "accuracy"), title="Accuracy"),
+        "lines": queries.log(run),
+    }
+
+
+def _series(points: list[Any], word: str) -> dict[str, list[tuple[float, float]]]:
+    """Return the figures whose names hold ``word``, each as points over the step."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        for name, value in point.metrics.items():
+            if word in name and isinstance(value, int | float):
+                series.setdefault(name, []).append((point.step, float(value)))
+    return series
+
+
+def _chosen_model(request: HttpRequest) -> Model | None:
+    wanted = request.GET.get("model", "")
+    return Model.objects.filter(pk=wanted).first() if wanted.isdecimal() else None
+
+
+def _address(run: TrainingRun) -> str:
+    return reverse("admin:training_trainingrun_change", args=[run.pk])
+
+
+def _training_effects(model: Model | None) -> tuple[str, ...]:
+    released = (
+        "If the result passes the gate and the policy says so, it is released to production;"
+        " else devices notice nothing."
+    )
+    if model is None:
+        return ("The model's accepted photos are frozen and a new version is trained.", released)
+    accepted = Photo.objects.filter(model=model, state=Photo.State.ACCEPTED).count()
+    fresh = queries.new_photo_count(model)
+    return (
+        f"{accepted} accepted photos of {model.slug} are frozen, {fresh} of them new, and a version"
+        " is trained from them.",
+        released,
+    )
+
+
+@admin.register(DatasetSnapshot)
+class SnapshotPage(ReadOnlyPage):
+    """A frozen list of photos, in figures."""
+
+    list_display = ("model", "photos", "split_by", "short_digest", "created_at")
+    list_filter = ("model",)
+    list_select_related = ("model",)
+    change_form_outer_before_template = "training/snapshot.html"
+    fields = ("model", "digest", "split_by", "created_at")
+    readonly_fields = fields
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Add the table of labels and splits."""
+        snapshot = self.get_object(request, object_id)
+        context: dict[str, Any] = {}
+        if snapshot is not None:
+            context = {"snapshot": snapshot, "rows": _snapshot_rows(snapshot)}
+        response: HttpResponse = super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), **context}
+        )
+        return response
+
+    @display(description="photos")
+    def photos(self, snapshot: DatasetSnapshot) -> int:
+        """Count the photos of all splits."""
+        return sum(sum(_split_counts(snapshot, split).values()) for split in _SPLITS)
+
+    @display(description="digest")
+    def short_digest(self, snapshot: DatasetSnapshot) -> str:
+        """Show enough of the digest to compare two."""
+        return snapshot.digest[:12]
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+def _split_counts(snapshot: DatasetSnapshot, split: str) -> dict[str, int]:
+    counts = snapshot.counts.get(split)
+    return counts if isinstance(counts, dict) else {}
+
+
+def _snapshot_rows(snapshot: DatasetSnapshot) -> list[tuple[str, list[int]]]:
+    return [
+        (label, [_split_counts(snapshot, split).get(label, 0) for split in _SPLITS])
+        for label in snapshot.labels
+    ]
+
+
+@admin.register(SnapshotEntry)
+class SnapshotEntryPage(ReadOnlyPage):
+    """Which photo was used for what."""
+
+    list_display = ("snapshot", "photo", "label", "split")
+    list_filter = ("split", "snapshot__model")
+    list_select_related = ("snapshot__model", "photo__label")
+    search_fields = ("photo__id", "label")
+    fields = ("snapshot", "photo", "label", "split")
+
+
+@admin.register(Night)
+class NightPage(ReadOnlyPage):
+    """What the last night did for each model."""
+
+    list_display = ("model", "last_on", "summary")
+    list_select_related = ("model",)
+    fields = ("model", "last_on", "summary")
