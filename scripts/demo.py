@@ -162,7 +162,7 @@ class Demo:
         print(f"  ✓ model {slug} with {len(labels)} labels: {', '.join(labels)}")
 
     def _register_volunteers(self) -> list[str]:
-        """Register simulated volunteers; the operator trusts them, so their photos need no review."""
+        """Register simulated volunteers, whom the operator trusts: their photos need no review."""
         tokens = []
         terms = self._call("GET", "/consent")["consent_version"]
         for number in range(1, VOLUNTEERS + 1):

@@ -194,7 +194,7 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 10
 BROKER_URL = env.secret("BROKER_URL") or "filesystem://"
 NIGHTLY_AT = env.clock_time("NIGHTLY_AT", "02:30")
 JOB_LEASE_S = env.integer("JOB_LEASE_S", 60, minimum=1)
-# How often lapsed jobs are looked for, and how long a message may be silent before it counts as lost.
+# How often lapsed jobs are looked for, and how long a silent message is not yet lost.
 JOB_REAP_S = env.integer("JOB_REAP_S", 15, minimum=1)
 JOB_RESEND_S = env.integer("JOB_RESEND_S", 60, minimum=1)
 # A cancelled job gets this long to end by itself before it is killed.

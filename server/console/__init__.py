@@ -1,0 +1,1 @@
+"""Operators' access and their pages."""

@@ -1,0 +1,1 @@
+"""The device's view: update checks, artifacts, events, application keys."""

@@ -15,6 +15,9 @@ VARIANTS = (
     "coreml:palette8",
 )
 
+_MOST_SET_ASIDE = 0.8
+_MAX_COUNT = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPolicy:
@@ -67,15 +70,15 @@ class TrainingPolicy:
                 "test_share and validation_share lie between 0 and 1",
             ),
             (
-                self.test_share + self.validation_share <= 0.8,
+                self.test_share + self.validation_share <= _MOST_SET_ASIDE,
                 "validation_share and test_share leave at least a fifth for training",
-            ),  # noqa: PLR2004
+            ),
             (0 < self.max_contributor_share <= 1, "max_contributor_share lies between 0 and 1"),
             (
                 0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1,
                 "margin and variant_tolerance lie between 0 and 1",
             ),
-            (self.min_photos_per_label >= 2, "min_photos_per_label is at least 2"),  # noqa: PLR2004
+            (self.min_photos_per_label > 1, "min_photos_per_label is at least 2"),
             (
                 bool(self.variants) and set(self.variants) <= set(VARIANTS),
                 f"variants are some of {', '.join(VARIANTS)}",
@@ -83,7 +86,7 @@ class TrainingPolicy:
             (-(2**31) <= self.seed < 2**31, "seed is a whole number of 32 bits"),
             (
                 all(
-                    0 <= count <= 1_000_000
+                    0 <= count <= _MAX_COUNT
                     for count in (
                         self.min_photos_per_label,
                         self.min_test_photos,

@@ -1,4 +1,4 @@
-"""The gate: may a candidate replace the incumbent?"""
+"""The gate, which says whether a candidate may replace the incumbent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def judge_candidate(
         raise ValueError(message)
     accuracy = sum(candidate) / count
     interval = wilson(sum(candidate), count)
-    seen = f"{accuracy:.1%} on {count} test photos (95 % interval {interval.lower:.1%} to {interval.upper:.1%})"
+    seen = (
+        f"{accuracy:.1%} on {count} test photos"
+        f" (95 % interval {interval.lower:.1%} to {interval.upper:.1%})"
+    )
     if incumbent is None:
         passes = accuracy > most_frequent_share
         relation = "better than" if passes else "no better than"

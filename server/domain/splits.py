@@ -2,8 +2,9 @@
 
 A unit is a contributor where contributors are known, else a single photo. Units are taken in
 the order of a keyed hash and each goes to the split that is least full, relative to its
-share of the unit's labels. Plain hashing into ranges leaves the test set of eight contributors empty in more
-than a quarter of cases (.85 ** 8); this keeps every split near its share from the third unit on.
+share of the unit's labels. Plain hashing into ranges leaves the test set of eight contributors
+empty in more than a quarter of cases (.85 ** 8); this keeps every split near its share from the
+third unit on.
 An assignment is stored and never changes, so a photo's split is the same in every night.
 """
 

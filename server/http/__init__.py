@@ -1,0 +1,1 @@
+"""What every endpoint shares: problems, authentication, throttles, ranges, the audit log."""

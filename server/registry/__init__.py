@@ -1,0 +1,1 @@
+"""Models, their labels, their versions and the compiled variants of those."""

@@ -100,8 +100,9 @@ def change_model(
     actor: Actor,
     **values: Any,
 ) -> Model:
-    """Change what is given: ``name``, ``description``, ``is_open``, ``nightly_at``,
-    ``nightly_enabled``; of the policy the members given, where None takes the default again.
+    """Change what is given; a member of the policy that is None takes its default again.
+
+    ``values`` are ``name``, ``description``, ``is_open``, ``nightly_at``, ``nightly_enabled``.
 
     Raises:
         InvalidInput: ``invalid_policy`` or ``invalid_nightly_at``.
@@ -175,7 +176,7 @@ def draft_version(
 
 @transaction.atomic
 def add_variant(*, version: ModelVersion, **values: Any) -> Variant:
-    """Record a compiled file of a draft; compiling again replaces the row, never a published one."""
+    """Record a compiled file of a draft; compiling again replaces the row, unless published."""
     _require_draft(version)
     runtime, precision = values.pop("runtime"), values.pop("precision")
     variant, _ = Variant.objects.update_or_create(

@@ -1,0 +1,1 @@
+"""Channels and releases: which version devices should run."""

@@ -63,14 +63,14 @@ class Release(models.Model):
             ),
         )
 
+    def __str__(self) -> str:
+        """Return ``model/channel v3``."""
+        return f"{self.channel} {self.label}"
+
     @property
     def label(self) -> str:
         """Return the label as devices know it, such as ``v3``."""
         return f"v{self.label_number}"
-
-    def __str__(self) -> str:
-        """Return ``model/channel v3``."""
-        return f"{self.channel} {self.label}"
 
 
 class DecisionEpoch(models.Model):

@@ -1,0 +1,1 @@
+"""Dataset snapshots and training runs; uploads of own models."""

@@ -341,8 +341,8 @@ def _count(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> dict[str, Any
 def _check_counts(counts: dict[str, Any], labels: list[str], policy: TrainingPolicy) -> None:
     if sum(counts["test"].values()) < policy.min_test_photos:
         message = (
-            f"Only {sum(counts['test'].values())} photos fall to the test set, and the policy asks for"
-            f" {policy.min_test_photos}. Photos of more different people are needed."
+            f"Only {sum(counts['test'].values())} photos fall to the test set, and the policy asks"
+            f" for {policy.min_test_photos}. Photos of more different people are needed."
         )
         raise Unprocessable(message, code="no_test_photos")
     untrained = [label for label in labels if not counts["train"].get(label)]

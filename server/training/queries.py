@@ -79,7 +79,7 @@ def new_photo_count(model: Model) -> int:
 
 
 def is_night_due(model: Model, now: datetime, last_on: date | None) -> bool:
-    """Say whether the model's nightly should start: its time has come and today was not looked at."""
+    """Say whether the model's nightly should start: it is time, and today was not looked at."""
     hours, minutes = (model.nightly_at or settings.NIGHTLY_AT).split(":")
     due_at = datetime.combine(now.astimezone(UTC).date(), time(int(hours), int(minutes)), UTC)
     return due_at <= now < due_at + CATCH_UP and last_on != due_at.date()

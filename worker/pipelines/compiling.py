@@ -169,9 +169,12 @@ def _publish(
     measured = (
         f"{metrics['accuracy']:.1%} on {metrics['count']} test photos"
         if metrics.get("count")
-        else ("not measured, because the model has no test photos yet")
+        else "not measured, because the model has no test photos yet"
     )
-    outcome = f"Version {version.number} is ready with {shipped} variants, {measured}. Release it when you like."
+    outcome = (
+        f"Version {version.number} is ready with {shipped} variants, {measured}."
+        " Release it when you like."
+    )
     with context.holding():
         registry.publish_version(version=version, metrics=metrics)
         training.succeed_run(run=run, outcome=outcome)
