@@ -20,8 +20,9 @@ _ENVIRONMENT: Final = {
     "TF_ENABLE_ONEDNN_OPTS": "0",  # its kernels differ between processors
     "TF_DETERMINISTIC_OPS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "OMP_NUM_THREADS": str(THREADS),
-    "OPENBLAS_NUM_THREADS": str(THREADS),
+    # One: its threads wait for each other in a busy loop, which costs more than it gains.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "-1",
     "KERAS_BACKEND": "tensorflow",
 }

@@ -138,9 +138,7 @@ def measure(
         "correct": right,
         "interval": wilson_interval(right, len(truth)),
         "log_loss": _log_loss(probabilities, truth),
-        "per_label": {
-            label: _of_label(confusion, index) for index, label in enumerate(labels)
-        },
+        "per_label": {label: _of_label(confusion, index) for index, label in enumerate(labels)},
         "confusion": confusion.tolist(),
     }
 

@@ -119,9 +119,7 @@ def to_input(images: Iterable[Pixels], preprocessing: Preprocessing) -> npt.NDAr
     return ((pixels - mean) / std).astype(np.float32)
 
 
-def _box(
-    size: tuple[int, int], preprocessing: Preprocessing
-) -> tuple[float, float, float, float]:
+def _box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
     width, height = float(size[0]), float(size[1])
     if preprocessing.fit == "stretch":
         return (0.0, 0.0, width, height)
