@@ -21,7 +21,7 @@ MAX_DATA_BYTES = 4096
 
 @dataclass
 class Receipt:
-    """What became of a batch; ``rejected`` holds ``{index, code}`` that is never to be sent again."""
+    """What became of a batch; ``rejected`` holds ``{index, code}`` of what never to send again."""
 
     accepted: int = 0
     duplicates: int = 0
