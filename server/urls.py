@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import URLPattern, URLResolver, include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from server.health import healthz, readyz
 
-api = [
+api: list[URLPattern | URLResolver] = [
     path("", include("server.delivery.urls")),
     path("", include("server.photos.urls")),
     path("", include("server.registry.urls")),

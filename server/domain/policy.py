@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from server.domain.errors import InvalidInput
 
@@ -28,7 +29,7 @@ class TrainingPolicy:
     """
 
     architecture: str = "auto"
-    fit: str = "stretch"
+    fit: Literal["stretch", "center_crop"] = "stretch"
     seed: int = 1
     validation_share: float = 0.15
     test_share: float = 0.15

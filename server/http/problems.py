@@ -69,7 +69,7 @@ def _as_domain_error(exception: Exception) -> errors.DomainError | None:
     if isinstance(exception, exceptions.ValidationError):
         return errors.InvalidInput(_first_sentence(exception.detail), fields=exception.detail)
     if isinstance(exception, exceptions.Throttled):
-        wait = int(exception.wait or 60) + 1
+        wait = int(exception.wait or 60) + 1  # type: ignore[attr-defined]  # unknown to the stubs
         return errors.RateLimited(f"Too many requests; try again in {wait} s.", retry_after_s=wait)
     if isinstance(exception, RequestDataTooBig | TooManyFilesSent):
         return errors.TooLarge("The request is larger than this server takes.")

@@ -23,7 +23,7 @@ class _PlainThrottle(SimpleRateThrottle):
         self.scope = scope
         super().__init__()
 
-    def get_cache_key(self, request: HttpRequest, view: object) -> str:  # type: ignore[override]  # noqa: ARG002
+    def get_cache_key(self, request: HttpRequest, view: object) -> str:  # noqa: ARG002
         """Count per caller's address."""
         return f"throttle_{self.scope}_{self.get_ident(request)}"  # type: ignore[arg-type]
 

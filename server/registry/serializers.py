@@ -65,7 +65,9 @@ class PolicyField(serializers.DictField):
 class ModelSerializer(serializers.ModelSerializer[Model]):
     """A model with its labels in their order and its policy with every default filled in."""
 
-    labels = serializers.SlugRelatedField(many=True, read_only=True, slug_field="name")
+    labels: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
+        many=True, read_only=True, slug_field="name"
+    )
     training_policy = serializers.SerializerMethodField()
     is_retired = serializers.SerializerMethodField()
 
@@ -132,7 +134,9 @@ class VariantSerializer(serializers.ModelSerializer[Variant]):
 class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
     """A version in a list."""
 
-    model = serializers.SlugRelatedField(read_only=True, slug_field="slug")
+    model: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
+        read_only=True, slug_field="slug"
+    )
     accuracy = serializers.SerializerMethodField()
 
     class Meta:

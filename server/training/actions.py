@@ -227,8 +227,8 @@ def _finish(run: TrainingRun, state: TrainingRun.State, outcome: str) -> None:
     run.save(update_fields=["state", "outcome", "finished_at", "error_code"])
     level = "error" if state == TrainingRun.State.FAILED else "info"
     write_line(run=run, stage=run.stage or "end", message=outcome, level=level)
-    drafts = ModelVersion.objects.filter(pk=run.version_id, state=ModelVersion.State.DRAFT)
-    if state != TrainingRun.State.SUCCEEDED:
+    if state != TrainingRun.State.SUCCEEDED and run.version_id is not None:
+        drafts = ModelVersion.objects.filter(pk=run.version_id, state=ModelVersion.State.DRAFT)
         drafts.update(state=ModelVersion.State.FAILED, failure=outcome)
 
 

@@ -72,7 +72,7 @@ def new_photo_count(model: Model) -> int:
         .first()
     )
     photos = accepted_photos(model)
-    if last is not None:
+    if last is not None and last.snapshot is not None:
         # The moment counts, not the entries: photos a cap left out are not new every night.
         photos = photos.filter(decided_at__gt=last.snapshot.created_at)
     return photos.count()

@@ -18,7 +18,9 @@ MAX_SIDE_PX = 4096
 class RunSerializer(serializers.ModelSerializer[TrainingRun]):
     """A run in a list: where it stands and what came of it."""
 
-    model = serializers.SlugRelatedField(read_only=True, slug_field="slug")
+    model: serializers.SlugRelatedField[Any] = serializers.SlugRelatedField(
+        read_only=True, slug_field="slug"
+    )
     version = serializers.SerializerMethodField()
     url = serializers.SerializerMethodField()
     progress = serializers.DictField(

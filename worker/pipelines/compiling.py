@@ -76,7 +76,7 @@ def compile_upload(
         else:
             variant = record_variant(
                 version,
-                inspected.as_compiled(path, version.labels),
+                _as_compiled(inspected, path),
                 reference,
                 1.0,
                 store,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,14 +13,18 @@ from server.photos.models import PhotoEmbedding
 from worker.ml.preprocessing import Preprocessing, load_image
 
 if TYPE_CHECKING:
+    import uuid
+
     from numpy.typing import NDArray
 
     from server.blobs import BlobStore
+    from server.photos.models import Photo
     from server.training.models import DatasetSnapshot, SnapshotEntry
     from worker.ml.embeddings import Embedder
     from worker.pipelines.reporting import Reporter
 
 _BATCH = 32
+_QUERY_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,18 @@ def split_sets(snapshot: DatasetSnapshot) -> dict[str, PhotoSet]:
     }
 
 
+def _photo(entry: SnapshotEntry) -> Photo:
+    """Return an entry's photo: ``split_sets`` leaves out the entries whose photo is gone."""
+    return cast("Photo", entry.photo)
+
+
 def read_images(
     photos: PhotoSet | Sequence[SnapshotEntry], preprocessing: Preprocessing, store: BlobStore
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield each photo decoded and resized, uint8 (H, W, 3)."""
     entries = photos.entries if isinstance(photos, PhotoSet) else photos
     for entry in entries:
-        with store.open(entry.photo.blob_sha256) as file:
+        with store.open(_photo(entry).blob_sha256) as file:
             yield load_image(file.read(), preprocessing)
 
 
@@ -83,12 +92,8 @@ def embed_photos(
     A photo is embedded once per embedder key, ever: its features are a blob beside it.
     """
     entries = [entry for photos in sets.values() for entry in photos.entries]
-    known = dict(
-        PhotoEmbedding.objects.filter(
-            key=embedder.key, photo_id__in=[entry.photo_id for entry in entries]
-        ).values_list("photo_id", "blob_sha256")
-    )
-    missing = [entry for entry in entries if entry.photo_id not in known]
+    known = _known_features(entries, embedder.key)
+    missing = [entry for entry in entries if _photo(entry).pk not in known]
     for start in range(0, len(missing), _BATCH):
         reporter.progress("embedding", start, len(missing), {})
         batch = missing[start : start + _BATCH]
@@ -102,26 +107,37 @@ def embed_photos(
     return features_of, len(missing)
 
 
+def _known_features(entries: Sequence[SnapshotEntry], key: str) -> dict[uuid.UUID, str]:
+    """Return the blobs of the features that are there already, by photo."""
+    known: dict[uuid.UUID, str] = {}
+    # A statement takes only so many parameters.
+    for start in range(0, len(entries), _QUERY_BATCH):
+        photos = [_photo(entry) for entry in entries[start : start + _QUERY_BATCH]]
+        found = PhotoEmbedding.objects.filter(key=key, photo__in=photos)
+        known |= dict(found.values_list("photo_id", "blob_sha256"))
+    return known
+
+
 def _store_features(
     batch: Sequence[SnapshotEntry],
     features: NDArray[np.float32],
     key: str,
     store: BlobStore,
-    known: dict[object, str],
+    known: dict[uuid.UUID, str],
 ) -> None:
     found = {}
     for entry, vector in zip(batch, features, strict=True):
         blob = store.put_bytes(vector.astype("<f4").tobytes())
-        known[entry.photo_id] = blob.sha256
-        found[entry.photo_id] = blob
+        known[_photo(entry).pk] = blob.sha256
+        found[_photo(entry).pk] = blob
     record_embeddings(key=key, features=found)
 
 
 def _load_features(
-    photos: PhotoSet, known: dict[object, str], size: int, store: BlobStore
+    photos: PhotoSet, known: dict[uuid.UUID, str], size: int, store: BlobStore
 ) -> NDArray[np.float32]:
     vectors = np.zeros((len(photos), size), dtype=np.float32)
     for row, entry in enumerate(photos.entries):
-        with store.open(known[entry.photo_id]) as file:
+        with store.open(known[_photo(entry).pk]) as file:
             vectors[row] = np.frombuffer(file.read(), dtype="<f4")
     return vectors

@@ -231,7 +231,7 @@ def _draft(
     """Reserve the version, or take the one that an attempt before this one reserved."""
     source = store.put_bytes(ml_training.save_keras(trained.model))
     current = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
-    values = {
+    values: dict[str, Any] = {
         "labels": list(snapshot.labels),
         "architecture": trained.architecture,
         "preprocessing": trained.preprocessing.to_manifest(),

@@ -98,7 +98,7 @@ def record_variant(
     reporter: Reporter,
 ) -> Variant:
     """Measure a compiled file, store its bytes and record whether it may ship and why."""
-    metrics, checks = _measure(compiled, reference)
+    metrics, checks = _measure(compiled, reference, version.labels)
     refusal = _refusal(metrics, checks, reference.accuracy, tolerance)
     blob = store.put_bytes(compiled.data)
     variant = registry.add_variant(
@@ -126,7 +126,7 @@ def record_variant(
 
 
 def _measure(
-    compiled: CompiledFile, reference: Reference
+    compiled: CompiledFile, reference: Reference, labels: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the file's own figures and checks; Core ML is not executed here, and says so."""
     checks = list(compiled.checks)
@@ -134,7 +134,7 @@ def _measure(
         from worker.ml.compilers import coreml
 
         checks += coreml.check_package(
-            compiled.data, labels=compiled.labels, keras_model=reference.model
+            compiled.data, labels=labels, keras_model=reference.model
         )
         return {"measured": "structure and weights checked, not executed"}, checks
     if not len(reference.images):
@@ -146,7 +146,7 @@ def _measure(
     checks.append(
         {"name": "finite_outputs", "passed": finite, "detail": "every output is a finite number"}
     )
-    measured = evaluation.measure(probabilities, reference.targets, compiled.labels)
+    measured = evaluation.measure(probabilities, reference.targets, labels)
     agreement = evaluation.agreement(probabilities, reference.probabilities)
     return {**measured, "latency_ms": latency, "agreement": agreement}, checks
 
