@@ -138,6 +138,8 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 USE_I18N = False
+DATE_FORMAT = "Y-m-d"
+DATETIME_FORMAT = "Y-m-d H:i"
 
 # --- Database ---------------------------------------------------------------------------------
 
@@ -280,9 +282,27 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "DASHBOARD_CALLBACK": "server.console.dashboard.add_overview",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": "server.console.navigation.favicon"},
+    ],
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .014 254.604)",
+            "100": "oklch(93.2% .032 255.585)",
+            "200": "oklch(88.2% .059 254.128)",
+            "300": "oklch(80.9% .105 251.813)",
+            "400": "oklch(70.7% .165 254.624)",
+            "500": "oklch(62.3% .214 259.815)",
+            "600": "oklch(54.6% .245 262.881)",
+            "700": "oklch(48.8% .243 264.376)",
+            "800": "oklch(42.4% .199 265.638)",
+            "900": "oklch(37.9% .146 265.522)",
+            "950": "oklch(28.2% .091 267.935)",
+        }
+    },
     "SIDEBAR": {"navigation": "server.console.navigation.groups"},
     "STYLES": ["server.console.navigation.stylesheet"],
     "SCRIPTS": ["server.console.navigation.script"],
-    "SITE_URL": reverse_lazy("admin:index"),
+    "SITE_URL": None,
 }
 LOGIN_URL = reverse_lazy("admin:login")

@@ -84,6 +84,11 @@ def _item(request: HttpRequest, title: str, symbol: str, name: str) -> dict[str,
     }
 
 
+def favicon(request: HttpRequest) -> str:  # noqa: ARG001
+    """Return the address of the icon in the browser's tab."""
+    return static("nightferry/favicon.svg")
+
+
 def stylesheet(request: HttpRequest) -> str:  # noqa: ARG001
     """Return our own style sheet's address."""
     return static("nightferry/admin.css")

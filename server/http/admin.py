@@ -50,6 +50,7 @@ class AuditPage(ReadOnlyPage):
 
     list_display = ("at", "actor_name", "action", "subject", "detail_shown")
     list_display_links = ("at", "action")
+    show_full_result_count = False
     list_filter = ("action", "at")
     search_fields = ("actor_name", "action", "subject")
     date_hierarchy = "at"

@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 Point = tuple[float, float]
 Place = Callable[[Point], tuple[str, str]]
 
-WIDTH, HEIGHT, MARGIN = 480.0, 180.0, 34.0
+WIDTH, HEIGHT, MARGIN = 400.0, 170.0, 40.0
 # As many points as there are pixels to tell them apart.
 MAX_POINTS = 400
 

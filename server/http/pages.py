@@ -23,9 +23,8 @@ KIB = 1024
 
 
 class Page(ModelAdmin):
-    """An admin page of ours: long lists are not counted twice."""
+    """An admin page of ours."""
 
-    show_full_result_count = False
     list_filter_sheet = False
 
     def show(

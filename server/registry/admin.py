@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpResponse, HttpResponseRedirect
@@ -33,6 +34,7 @@ class LabelInline(TabularInline):
     ordering = ("position",)
     can_delete = False
     extra = 0
+    hide_title = True
     verbose_name_plural = "labels, in the order of the network's outputs"
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
@@ -49,11 +51,14 @@ class ModelPage(Page):
     """A model: its labels, its policies, and the way to its versions, runs and releases."""
 
     form = ModelForm
-    list_display = ("slug", "name", "label_count", "version_count", "devices", "night", "service")
+    list_display = ("slug", "name", "label_count", "version_count", "devices", "trains", "service")
     search_fields = ("slug", "name")
     ordering = ("slug",)
     inlines = (LabelInline,)
-    actions_detail = ("train_now", "upload_version", "see_versions", "see_photos", "retire")
+    actions_detail = (
+        "train_now",
+        {"title": "More", "items": ("upload_version", "see_versions", "see_photos", "retire")},
+    )
     fieldsets = (
         (None, {"fields": ("slug", "name", "description", "is_open")}),
         ("Nights", {"fields": ("nightly_enabled", "nightly_at")}),
@@ -125,12 +130,12 @@ class ModelPage(Page):
         """Say whether devices need a key."""
         return not model.is_open
 
-    @display(description="nightly")
-    def night(self, model: Model) -> str:
+    @display(description="trains")
+    def trains(self, model: Model) -> str:
         """Say when the model trains."""
         if not model.nightly_enabled:
             return "off"
-        return f"{model.nightly_at} UTC" if model.nightly_at else "at the server's time"
+        return f"at {model.nightly_at or settings.NIGHTLY_AT} UTC"
 
     @display(description="state", label={"in service": "success", "retired": "danger"})
     def service(self, model: Model) -> str:

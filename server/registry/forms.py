@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from unfold.widgets import (
@@ -76,6 +76,7 @@ class _PolicyForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Model
         fields = ("slug", "name", "description", "is_open", "nightly_at", "nightly_enabled")
+        widgets: ClassVar = {"description": UnfoldAdminTextareaWidget(attrs={"rows": 3})}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

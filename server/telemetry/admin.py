@@ -16,6 +16,7 @@ class EventPage(ReadOnlyPage):
     list_filter = ("type", "model", "channel")
     list_select_related = ("model",)
     list_per_page = 50
+    show_full_result_count = False
     search_fields = ("device", "label", "sha256")
     date_hierarchy = "received_at"
     fields = (

@@ -16,7 +16,7 @@ from server.http.charts import line_chart
 from server.http.pages import Question, ReadOnlyPage, ask, display
 from server.photos.models import Photo
 from server.registry.models import Model
-from server.training import actions, queries
+from server.training import actions, queries, uploads
 from server.training.forms import TrainForm, UploadForm
 from server.training.models import DatasetSnapshot, Night, SnapshotEntry, TrainingRun
 
@@ -145,6 +145,8 @@ class RunPage(ReadOnlyPage):
         )
         return ask(self, request, question)
 
+    upload.max_body_bytes = uploads.max_body_bytes
+
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer to cancel what is under way."""
         offered: list[Any] = super().get_actions_detail(request, object_id)
@@ -207,7 +209,15 @@ def describe_run(run: TrainingRun) -> dict[str, Any]:
         "loss_chart": line_chart(_series(points, "loss"), title="Loss"),
         "accuracy_chart": line_chart(_series(points, "accuracy"), title="Accuracy"),
         "lines": queries.log(run),
+        "duration": _duration(run),
     }
+
+
+def _duration(run: TrainingRun) -> str:
+    if run.started_at is None or run.finished_at is None:
+        return ""
+    minutes, seconds = divmod(round((run.finished_at - run.started_at).total_seconds()), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _series(points: list[Any], word: str) -> dict[str, list[tuple[float, float]]]:
@@ -253,7 +263,7 @@ class SnapshotPage(ReadOnlyPage):
     list_filter = ("model",)
     list_select_related = ("model",)
     change_form_outer_before_template = "training/snapshot.html"
-    fields = ("model", "digest", "split_by", "created_at")
+    fields = ("model", "split_by", "created_at")
     readonly_fields = fields
 
     def change_view(
@@ -300,6 +310,7 @@ class SnapshotEntryPage(ReadOnlyPage):
     """Which photo was used for what."""
 
     list_display = ("snapshot", "photo", "label", "split")
+    show_full_result_count = False
     list_filter = ("split", "snapshot__model")
     list_select_related = ("snapshot__model", "photo__label")
     search_fields = ("photo__id", "label")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from django.conf import settings
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.generics import ListAPIView
@@ -13,11 +12,10 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from server.domain.errors import TooLarge
 from server.registry.models import ModelVersion
 from server.registry.queries import get_model
 from server.registry.serializers import VersionSerializer
-from server.training import actions, queries
+from server.training import actions, queries, uploads
 from server.training.models import TrainingRun
 from server.training.serializers import (
     AfterSerializer,
@@ -30,8 +28,6 @@ from server.training.serializers import (
 if TYPE_CHECKING:
     from rest_framework.request import Request
 
-# What a multipart form adds around its file.
-_FORM_BYTES = 2**20
 _RUN_STARTED = OpenApiResponse(RunSerializer, "Queued; `Location` is the run.")
 
 
@@ -45,6 +41,7 @@ class Versions(ListAPIView[ModelVersion]):
 
     serializer_class = VersionSerializer
     parser_classes = (MultiPartParser,)
+    max_body_bytes = staticmethod(uploads.max_body_bytes)
 
     def get_queryset(self) -> QuerySet[ModelVersion]:
         """Return the versions of the model in the address."""
@@ -64,7 +61,6 @@ class Versions(ListAPIView[ModelVersion]):
     )
     def post(self, request: Request, model: str) -> Response:
         """Take the file; a run then compiles and measures it."""
-        _check_length(request)
         target = get_model(model)
         values = VersionUploadSerializer.read(request.data)
         file = values.pop("file")
@@ -73,16 +69,6 @@ class Versions(ListAPIView[ModelVersion]):
                 model=target, file=file, filename=file.name, **values, actor=request.user
             )
         )
-
-
-def _check_length(request: Request) -> None:
-    """Refuse a body that is too long before any of it is read."""
-    limit = settings.MAX_MODEL_BYTES + _FORM_BYTES
-    if int(request.META.get("CONTENT_LENGTH") or 0) > limit:
-        message = (
-            f"The file is larger than the {settings.MAX_MODEL_BYTES >> 20} MiB this server takes."
-        )
-        raise TooLarge(message, code="model_too_large")
 
 
 class Train(APIView):

@@ -1,4 +1,4 @@
-"""Looks at an uploaded network's outside: is it what its name says, whole, and of sane size?
+"""Looks at an uploaded network's outside: that it is what its name says, whole and not too big.
 
 Nothing here loads a network: the web process knows no machine learning. What a network computes,
 and whether its labels fit, the worker finds out; these checks only spare a person the wait where
@@ -14,13 +14,22 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from django.conf import settings
+
 from server.domain.errors import TooLarge, Unprocessable, UnsupportedMediaType
 
+# What a form adds around its file.
+FORM_BYTES = 2**20
 MAX_ENTRIES = 10_000
 MAX_JSON_BYTES = 16 * 2**20
 # Weights hardly shrink; an archive that grows more than this was made to.
 MAX_EXPANSION = 20
 _SUFFIXES = ".keras, .tflite, .mlmodel or a zipped .mlpackage"
+
+
+def max_body_bytes() -> int:
+    """Return the most that a form with one trained file may hold."""
+    return int(settings.MAX_MODEL_BYTES) + FORM_BYTES
 
 
 def check_upload(file: BinaryIO, filename: str, *, max_bytes: int) -> str:
@@ -36,7 +45,8 @@ def check_upload(file: BinaryIO, filename: str, *, max_bytes: int) -> str:
     file.seek(0)
     if size_bytes > max_bytes:
         raise TooLarge(
-            f"The file has {size_bytes / 2**20:.0f} MiB; this server takes {max_bytes / 2**20:.0f}.",
+            f"The file has {size_bytes / 2**20:.0f} MiB;"
+            f" this server takes {max_bytes / 2**20:.0f}.",
             code="model_too_large",
         )
     kind = _kind(filename)
