@@ -39,7 +39,6 @@ def read(job_id: str) -> dict[str, Any]:
     return {
         "state": job.state,
         "attempts": job.attempts,
-        "sent": job.sent_at is not None,
         "code": job.error_code,
         "detail": job.error_detail,
         "output": job.last_output,
