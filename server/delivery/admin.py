@@ -41,7 +41,10 @@ class KeyPage(ReadOnlyPage):
         return rows.prefetch_related("covers")
 
     def add_view(
-        self, request: HttpRequest, form_url: str = "", extra_context: Any = None  # noqa: ARG002
+        self,
+        request: HttpRequest,
+        form_url: str = "",
+        extra_context: Any = None,  # noqa: ARG002
     ) -> HttpResponse:
         """Make a key and show it, this once."""
         if not self.has_add_permission(request):

@@ -128,5 +128,3 @@ def size(size_bytes: int) -> str:
     if size_bytes < KIB * KIB:
         return f"{size_bytes / KIB:.0f} KiB"
     return f"{size_bytes / KIB / KIB:.2f} MiB"
-
-

@@ -69,7 +69,9 @@ class ModelPage(Page):
         *fieldsets[1:],
     )
 
-    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:  # noqa: FBT001, FBT002
         """Ask for the labels where there are none yet."""
         kwargs["form"] = ModelForm if obj else NewModelForm
         # The declared fields are the form's own; the framework would look for them on the model.
@@ -88,7 +90,8 @@ class ModelPage(Page):
         """Count what the list shows, in the same query."""
         rows: QuerySet[Model] = super().get_queryset(request)
         return rows.annotate(
-            label_total=Count("labels", distinct=True), version_total=Count("versions", distinct=True)
+            label_total=Count("labels", distinct=True),
+            version_total=Count("versions", distinct=True),
         )
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
@@ -203,7 +206,15 @@ _WRITTEN = frozenset(_PLAIN_FIELDS)
 class VersionPage(ReadOnlyPage):
     """A version: figures, confusion, variants and lineage."""
 
-    list_display = ("version", "state_shown", "source", "architecture", "accuracy", "shipped", "created_at")
+    list_display = (
+        "version",
+        "state_shown",
+        "source",
+        "architecture",
+        "accuracy",
+        "shipped",
+        "created_at",
+    )
     list_filter = ("state", "source", "model")
     search_fields = ("model__slug", "notes", "architecture")
     list_select_related = ("model",)

@@ -91,5 +91,7 @@ def _variant_row(variant: Variant) -> VariantRow:
         if accuracy is not None
         else str(variant.metrics.get("measured", "not measured")),
         latency=f"{latency:.1f} ms" if latency is not None else "–",
-        verdict="shipped" if variant.is_shipped else f"not shipped: {variant.refusal or 'no reason'}",
+        verdict="shipped"
+        if variant.is_shipped
+        else f"not shipped: {variant.refusal or 'no reason'}",
     )

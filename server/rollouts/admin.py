@@ -175,7 +175,10 @@ class ReleasePage(ReadOnlyPage):
         return bool(request.user.has_perm("rollouts.add_release"))
 
     def add_view(
-        self, request: HttpRequest, form_url: str = "", extra_context: Any = None  # noqa: ARG002
+        self,
+        request: HttpRequest,
+        form_url: str = "",
+        extra_context: Any = None,  # noqa: ARG002
     ) -> HttpResponse:
         """Ask, then release."""
         if not self.has_add_permission(request):
@@ -205,7 +208,9 @@ def _ask_release(
 ) -> HttpResponse:
     def act(values: dict[str, Any]) -> tuple[str, str]:
         release = actions.release_version(**values, actor=request.user)
-        return f"Version {release.version.number} is released as {release}.", _address(release.channel)
+        return f"Version {release.version.number} is released as {release}.", _address(
+            release.channel
+        )
 
     name = channel.name if channel else actions.PRODUCTION
     question = Question(

@@ -12,7 +12,15 @@ from server.telemetry.models import Event
 class EventPage(ReadOnlyPage):
     """Events, newest first."""
 
-    list_display = ("type", "model", "label", "version_number", "short_device", "detail", "received_at")
+    list_display = (
+        "type",
+        "model",
+        "label",
+        "version_number",
+        "short_device",
+        "detail",
+        "received_at",
+    )
     list_filter = ("type", "model", "channel")
     list_select_related = ("model",)
     list_per_page = 50

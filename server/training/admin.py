@@ -45,7 +45,15 @@ _STAGES = {
 class RunPage(ReadOnlyPage):
     """A run: where it stands, live; its curves and its log; cancel."""
 
-    list_display = ("model", "kind_shown", "state_shown", "stage", "version", "outcome_shown", "created_at")
+    list_display = (
+        "model",
+        "kind_shown",
+        "state_shown",
+        "stage",
+        "version",
+        "outcome_shown",
+        "created_at",
+    )
     list_display_links = ("model", "kind_shown")
     list_filter = ("state", "kind", "trigger", "model")
     list_select_related = ("model", "version__model")
@@ -95,7 +103,10 @@ class RunPage(ReadOnlyPage):
         return TemplateResponse(request, "training/run_live.html", describe_run(run))
 
     def add_view(
-        self, request: HttpRequest, form_url: str = "", extra_context: Any = None  # noqa: ARG002
+        self,
+        request: HttpRequest,
+        form_url: str = "",
+        extra_context: Any = None,  # noqa: ARG002
     ) -> HttpResponse:
         """Ask, then train."""
         if not self.has_add_permission(request):

@@ -32,7 +32,9 @@ class UploadForm(forms.Form):
     model = _model_field()
     file = forms.FileField(
         max_length=200,
-        widget=forms.ClearableFileInput(attrs={"accept": ".keras,.tflite,.mlmodel,.mlpackage,.zip"}),
+        widget=forms.ClearableFileInput(
+            attrs={"accept": ".keras,.tflite,.mlmodel,.mlpackage,.zip"}
+        ),
         help_text="A .keras network, which is then compiled; or a .tflite, .mlmodel or zipped"
         " .mlpackage, which is taken as it is.",
     )

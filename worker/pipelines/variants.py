@@ -133,9 +133,7 @@ def _measure(
     if compiled.runtime == "coreml":
         from worker.ml.compilers import coreml
 
-        checks += coreml.check_package(
-            compiled.data, labels=labels, keras_model=reference.model
-        )
+        checks += coreml.check_package(compiled.data, labels=labels, keras_model=reference.model)
         return {"measured": "structure and weights checked, not executed"}, checks
     if not len(reference.images):
         return {"measured": "no test photos"}, checks
