@@ -44,7 +44,7 @@ class KeyPage(ReadOnlyPage):
         self,
         request: HttpRequest,
         form_url: str = "",
-        extra_context: Any = None,  # noqa: ARG002
+        extra_context: Any = None,
     ) -> HttpResponse:
         """Make a key and show it, this once."""
         if not self.has_add_permission(request):
@@ -66,8 +66,10 @@ class KeyPage(ReadOnlyPage):
             form=KeyForm,
             act=act,
             effects=(
-                "Applications send the key to fetch models. It is shown once, on the next page:"
-                " only its digest is kept here.",
+                (
+                    "Applications send the key to fetch models. It is shown once, on the next page:"
+                    " only its digest is kept here."
+                ),
             ),
         )
         return ask(self, request, question)
@@ -97,8 +99,10 @@ class KeyPage(ReadOnlyPage):
             back=reverse("admin:delivery_applicationkey_change", args=[key.pk]),
             act=act,
             effects=(
-                f"Within about {settings.DECISION_REFRESH_S} seconds, applications that send it are"
-                " refused (401). Their devices keep the models they have.",
+                (
+                    f"Within about {settings.DECISION_REFRESH_S} seconds, applications that send it"
+                    " are refused (401). Their devices keep the models they have."
+                ),
                 "It cannot be undone; make a new key instead.",
             ),
         )

@@ -13,7 +13,7 @@ from knox.models import AuthToken
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from server.http.models import AuditEntry
-from server.http.pages import Page, ReadOnlyPage, display
+from server.http.pages import Page, ReadOnlyPage, display, shorten
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -29,7 +29,7 @@ for _model in _FOREIGN:
 
 
 @admin.register(User)
-class UserPage(UserAdmin, Page):  # type: ignore[misc, type-arg]
+class UserPage(UserAdmin, Page):  # type: ignore[type-arg]
     """Accounts; volunteers' have no password."""
 
     form = UserChangeForm
@@ -40,7 +40,7 @@ class UserPage(UserAdmin, Page):  # type: ignore[misc, type-arg]
 
 
 @admin.register(Group)
-class GroupPage(GroupAdmin, Page):  # type: ignore[misc]
+class GroupPage(GroupAdmin, Page):
     """Groups of rights."""
 
 
@@ -61,7 +61,7 @@ class AuditPage(ReadOnlyPage):
     def detail_shown(self, entry: AuditEntry) -> str:
         """Show what came along, shortened."""
         text = ", ".join(f"{name}: {value}" for name, value in entry.detail.items())
-        return f"{text[:119]}…" if len(text) > 120 else text  # noqa: PLR2004
+        return shorten(text)
 
 
 @admin.register(AuthToken)
@@ -74,8 +74,8 @@ class TokenPage(ReadOnlyPage):
     fields = ("token_key", "user", "created", "expiry")
     readonly_fields = fields
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        """A token may be made worthless here."""
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Allow to make a token worthless."""
         return bool(request.user.has_perm("knox.delete_authtoken"))
 
 
@@ -88,8 +88,8 @@ class AttemptPage(ReadOnlyPage):
     fields = ("username", "ip_address", "user_agent", "failures_since_start", "attempt_time")
     readonly_fields = fields
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        """A lockout may be ended here."""
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Allow to end a lockout."""
         return bool(request.user.has_perm("axes.delete_accessattempt"))
 
 

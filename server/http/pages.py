@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Page", "Question", "ReadOnlyPage", "ask", "display", "percent", "size"]
 
 KIB = 1024
+LONGEST_TEXT = 120
 
 
 class Page(ModelAdmin):
@@ -114,6 +115,11 @@ def _form(question: Question, request: HttpRequest) -> forms.Form | None:
 def _go_on(request: HttpRequest, sentence: str, address: str) -> HttpResponse:
     messages.success(request, sentence)
     return HttpResponseRedirect(address)
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a text that is too long for a column."""
+    return f"{text[: LONGEST_TEXT - 1]}…" if len(text) > LONGEST_TEXT else text
 
 
 def percent(share: float | None) -> str:

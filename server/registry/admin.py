@@ -37,11 +37,11 @@ class LabelInline(TabularInline):
     hide_title = True
     verbose_name_plural = "labels, in the order of the network's outputs"
 
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no: versions depend on the order."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no."""
         return False
 
@@ -71,18 +71,18 @@ class ModelPage(Page):
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
-    ) -> Any:  # noqa: FBT001, FBT002
+    ) -> Any:
         """Ask for the labels where there are none yet."""
         kwargs["form"] = ModelForm if obj else NewModelForm
         # The declared fields are the form's own; the framework would look for them on the model.
         kwargs["fields"] = _PLAIN_FIELDS
         return super().get_form(request, obj, change, **kwargs)
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:  # noqa: ARG002
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """Keep the name in addresses: devices call by it."""
         return ("slug",) if obj else ()
 
-    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[LabelInline], ...]:  # noqa: ARG002
+    def get_inlines(self, request: HttpRequest, obj: Any) -> tuple[type[LabelInline], ...]:
         """Show labels where there are some."""
         return self.inlines if obj else ()
 
@@ -94,11 +94,11 @@ class ModelPage(Page):
             version_total=Count("versions", distinct=True),
         )
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no: a model is retired, and its history stays."""
         return False
 
-    def save_model(self, request: HttpRequest, obj: Model, form: forms.Form, change: bool) -> None:  # noqa: FBT001
+    def save_model(self, request: HttpRequest, obj: Model, form: forms.Form, change: bool) -> None:
         """Write through the action, which checks and keeps the audit log."""
         values = {name: form.cleaned_data[name] for name in form.cleaned_data if name in _WRITTEN}
         if change:
@@ -146,22 +146,22 @@ class ModelPage(Page):
         return "retired" if model.retired_at else "in service"
 
     @action(description="Train now", icon="model_training", variant=ActionVariant.PRIMARY)
-    def train_now(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002
+    def train_now(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the question."""
         return _to("admin:training_trainingrun_add", model=object_id)
 
     @action(description="Upload a version", icon="upload")
-    def upload_version(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002
+    def upload_version(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the form."""
         return _to("admin:training_trainingrun_upload", model=object_id)
 
     @action(description="Versions", icon="layers")
-    def see_versions(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002
+    def see_versions(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the list."""
         return _to("admin:registry_modelversion_changelist", model__id__exact=object_id)
 
     @action(description="Photos", icon="photo_library")
-    def see_photos(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002
+    def see_photos(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the list."""
         return _to("admin:photos_photo_changelist", model__id__exact=object_id)
 
@@ -270,7 +270,7 @@ class VersionPage(ReadOnlyPage):
         return f"{sum(variant.is_shipped for variant in variants)} of {len(variants)}"
 
     @action(description="Release this version", icon="rocket_launch", variant=ActionVariant.PRIMARY)
-    def release(self, request: HttpRequest, object_id: str) -> HttpResponse:  # noqa: ARG002
+    def release(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the question."""
         return _to("admin:rollouts_release_add", version=object_id)
 

@@ -178,7 +178,7 @@ class ReleasePage(ReadOnlyPage):
         self,
         request: HttpRequest,
         form_url: str = "",
-        extra_context: Any = None,  # noqa: ARG002
+        extra_context: Any = None,
     ) -> HttpResponse:
         """Ask, then release."""
         if not self.has_add_permission(request):
@@ -272,8 +272,10 @@ def _rollback_effects(
             "To withdraw it, kill it.",
         ]
     return [
-        f"Version {earlier.version.number} is released again as v{channel.next_label}, in place of"
-        f" {current.label} (version {current.version.number}).",
+        (
+            f"Version {earlier.version.number} is released again as v{channel.next_label}, in place"
+            f" of {current.label} (version {current.version.number})."
+        ),
         f"Devices change over {_soon()}; those that still hold the older file fetch nothing.",
         f"Version {current.version.number} is not revoked and may be released again.",
     ]
@@ -289,8 +291,10 @@ def _kill_effects(channel: Channel, current: Release | None) -> list[str]:
         else "Nothing else was released: devices go back to the model embedded in their app."
     )
     return [
-        f"{current.label} (version {current.version.number}) is revoked. Devices that hold it"
-        f" delete it {_soon()}, and its files are no longer served.",
+        (
+            f"{current.label} (version {current.version.number}) is revoked. Devices that hold it"
+            f" delete it {_soon()}, and its files are no longer served."
+        ),
         f"{device_count(channel.model, current.label)} devices have reported about it so far.",
         after,
         f"Version {current.version.number} can never be released on {channel.name} again.",

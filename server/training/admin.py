@@ -13,7 +13,7 @@ from unfold.enums import ActionVariant
 
 from server.domain.errors import NotFound
 from server.http.charts import line_chart
-from server.http.pages import Question, ReadOnlyPage, ask, display
+from server.http.pages import Question, ReadOnlyPage, ask, display, shorten
 from server.photos.models import Photo
 from server.registry.models import Model
 from server.training import actions, queries, uploads
@@ -106,7 +106,7 @@ class RunPage(ReadOnlyPage):
         self,
         request: HttpRequest,
         form_url: str = "",
-        extra_context: Any = None,  # noqa: ARG002
+        extra_context: Any = None,
     ) -> HttpResponse:
         """Ask, then train."""
         if not self.has_add_permission(request):
@@ -149,8 +149,10 @@ class RunPage(ReadOnlyPage):
             initial={"model": _chosen_model(request)},
             act=act,
             effects=(
-                "The file becomes the model's next version. A run compiles it and measures it on"
-                " the newest test photos.",
+                (
+                    "The file becomes the model's next version. A run compiles it and measures it"
+                    " on the newest test photos."
+                ),
                 "Devices notice nothing until the version is released.",
             ),
         )
@@ -205,7 +207,7 @@ class RunPage(ReadOnlyPage):
     @display(description="outcome")
     def outcome_shown(self, run: TrainingRun) -> str:
         """Show the beginning of what came of it."""
-        return f"{run.outcome[:119]}…" if len(run.outcome) > 120 else run.outcome  # noqa: PLR2004
+        return shorten(run.outcome)
 
 
 def describe_run(run: TrainingRun) -> dict[str, Any]:
@@ -260,8 +262,10 @@ def _training_effects(model: Model | None) -> tuple[str, ...]:
     accepted = Photo.objects.filter(model=model, state=Photo.State.ACCEPTED).count()
     fresh = queries.new_photo_count(model)
     return (
-        f"{accepted} accepted photos of {model.slug} are frozen, {fresh} of them new, and a version"
-        " is trained from them.",
+        (
+            f"{accepted} accepted photos of {model.slug} are frozen, {fresh} of them new, and a"
+            " version is trained from them."
+        ),
         released,
     )
 
