@@ -90,7 +90,7 @@ def test_starting_to_poll_waits_for_nothing(
 
 
 def test_first_polls_spread_over_five_minutes() -> None:
-    timing = Timing(chance=random.Random(1))
+    timing = Timing(uniform=random.Random(1).uniform)
     delays = [timing.first_poll_delay_s() for _ in range(5000)]
     assert 0 <= min(delays) < 5
     assert 295 < max(delays) <= 300
@@ -111,7 +111,7 @@ def test_first_polls_spread_over_five_minutes() -> None:
 def test_polls_keep_to_the_interval_and_its_limits(
     interval_s: float | None, jitter: float | None, low: float, high: float
 ) -> None:
-    timing = Timing(chance=random.Random(2))
+    timing = Timing(uniform=random.Random(2).uniform)
     delays = [timing.poll_delay_s(interval_s, jitter) for _ in range(2000)]
     span = high - low
     assert low <= min(delays) <= low + span / 20
@@ -119,7 +119,7 @@ def test_polls_keep_to_the_interval_and_its_limits(
 
 
 def test_back_off_doubles_up_to_an_hour_with_full_jitter() -> None:
-    timing = Timing(chance=random.Random(3))
+    timing = Timing(uniform=random.Random(3).uniform)
     for failures, cap in ((1, 30), (2, 60), (5, 480), (8, 3600), (10_000, 3600)):
         delays = [timing.backoff_s(failures) for _ in range(2000)]
         assert 0 <= min(delays) < cap / 20
@@ -127,7 +127,7 @@ def test_back_off_doubles_up_to_an_hour_with_full_jitter() -> None:
 
 
 def test_retry_after_is_a_floor_up_to_a_day_and_those_sent_away_come_back_apart() -> None:
-    timing = Timing(chance=random.Random(4))
+    timing = Timing(uniform=random.Random(4).uniform)
     delays = [timing.backoff_s(1, 7200) for _ in range(500)]
     assert min(delays) >= 7200
     assert max(delays) <= 7920

@@ -12,7 +12,6 @@ Layout below the cache folder::
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import time
@@ -32,6 +31,7 @@ from nightferry.files import (
 from nightferry.trust import Target, check_digest
 
 if TYPE_CHECKING:
+    import hashlib
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
@@ -146,7 +146,7 @@ class Partial:
         self.size = 0
         self.etag = ""
         self.resumed_bytes = 0
-        self._hash = hashlib.sha256()
+        self._hash = _sha256()
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = path.open("w+b")
@@ -163,7 +163,7 @@ class Partial:
         with storing(self.path):
             self._file.seek(0)
             self._file.truncate()
-        self._hash = hashlib.sha256()
+        self._hash = _sha256()
         self.size = self.resumed_bytes = 0
         self.etag = etag
         if etag:
@@ -242,7 +242,7 @@ class Partial:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal. Raises OSError."""
-    digest = hashlib.sha256()
+    digest = _sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
@@ -254,3 +254,9 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _sha256() -> hashlib._Hash:
+    import hashlib  # OpenSSL behind it is slow to load
+
+    return hashlib.sha256()

@@ -7,16 +7,14 @@ whole. The client puts them together and keeps two callers from doing one thing 
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
-from nightferry import __version__, environment
+from nightferry import __version__, environment, log
 from nightferry.cache import BlobCache
 from nightferry.device import SystemProbe, installation_id
 from nightferry.embedded import EmbeddedModels
@@ -44,9 +42,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], object]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_ADDRESS = re.compile(
+    r"https?://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/[A-Za-z0-9._~%/-]*)?"
+)
 _STOP_WAIT_S = 5.0
-
-logger = logging.getLogger("nightferry")
 
 
 class ModelClient:
@@ -176,7 +175,7 @@ class ModelClient:
             model = self._inventory.current(name)
             if model is None:
                 raise
-            logger.warning("%s stays at %s. %s", name, model.label, error)
+            log.warning("%s stays at %s. %s", name, model.label, error)
             return model
         return self._inventory.required(name)
 
@@ -396,14 +395,14 @@ class ModelClient:
         try:
             self._update(name, conditions, None)
         except NightferryError as error:
-            logger.info("%s was not updated. %s", name, error)
+            log.info("%s was not updated. %s", name, error)
         self._try_flush()
 
     def _try_flush(self) -> None:
         try:
             self.flush_events()
         except NightferryError as error:
-            logger.debug("Events wait: %s", error)
+            log.debug("Events wait: %s", error)
 
     def _installation_id(self) -> str:
         with self._lock:
@@ -425,12 +424,7 @@ def _usable_server_url(url: str | None) -> str:
     address = (url or environment.endpoint() or "").strip().rstrip("/")
     if not address:
         raise ConfigurationError("No server address: pass server_url, or set NIGHTFERRY_ENDPOINT.")
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment or "@" in parts.netloc:
+    if not _ADDRESS.fullmatch(address):
         raise ConfigurationError(
             f"The server address {address!r} is not of the form https://host[:port][/path]."
         )
@@ -448,8 +442,8 @@ def _checked(what: str, name: str) -> str:
 
 def _scope(server_url: str) -> str:
     """Name the folder of a server: readable, and different for any two addresses."""
-    host = re.sub(r"[^a-z0-9.-]", "_", urlsplit(server_url).netloc.lower())[:60]
-    return f"{host}-{hashlib.sha256(server_url.encode()).hexdigest()[:8]}"
+    checksum = zlib.crc32(server_url.encode())
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', server_url)[:80]}-{checksum:08x}"
 
 
 def _facts(

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nightferry.errors import ConditionsNotMetError, StorageError
-from nightferry.files import FileLock, write_atomically
+from nightferry.files import create_atomically, write_atomically
 
 if TYPE_CHECKING:
     from nightferry.models import DownloadConditions
@@ -100,18 +99,19 @@ def installation_id(path: Path) -> str:
     known = _read_id(path)
     if known:
         return known
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    lock.try_acquire()
-    try:
-        made = _read_id(path) or str(uuid.uuid4())
-        with contextlib.suppress(StorageError):
-            write_atomically(path, made.encode() + b"\n")
-        return _read_id(path) or made
-    finally:
-        lock.release()
+    import uuid
+
+    made = str(uuid.uuid4())
+    with contextlib.suppress(StorageError):
+        create_atomically(path, made.encode())
+        if _read_id(path) is None:  # there before, and torn
+            write_atomically(path, made.encode())
+    return _read_id(path) or made
 
 
 def _read_id(path: Path) -> str | None:
+    import uuid
+
     try:
         return str(uuid.UUID(path.read_text("ascii").strip()))
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ _ASK_AGAIN = frozenset({401, 403, 404, 410})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Receipt:
     """What a download cost: bytes received now, and bytes kept from an earlier try."""
 

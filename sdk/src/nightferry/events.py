@@ -8,14 +8,12 @@ prediction, nothing of a person.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
-import uuid
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
+from nightferry import log
 from nightferry.errors import (
     InvalidManifestError,
     ProtocolError,
@@ -39,8 +37,6 @@ _TRIM_TO = 1800
 _LOCK_WAIT_S = 2.0
 _MAX_TEXT = 300
 
-logger = logging.getLogger("nightferry")
-
 
 class EventQueue:
     """Events on their way to the server. Shared by threads and processes."""
@@ -60,6 +56,9 @@ class EventQueue:
         """Queue one fact about a model. Never raises: telemetry may not stop the app."""
         if not self._enabled:
             return
+        import uuid
+        from datetime import UTC, datetime
+
         event = {
             "event_id": str(uuid.uuid4()),
             "device": self._device(),
@@ -73,7 +72,7 @@ class EventQueue:
             with self._locked():
                 self._append(event)
         except StorageError as error:
-            logger.debug("An event could not be queued: %s", error)
+            log.debug("An event could not be queued: %s", error)
 
     def count(self) -> int:
         """Return how many events wait."""
@@ -100,7 +99,7 @@ class EventQueue:
             raise
         except RequestRefusedError as error:
             if len(batch) == 1:
-                logger.warning("The server refused an event for good: %s", error)
+                log.warning("The server refused an event for good: %s", error)
                 return
             middle = len(batch) // 2
             self._deliver(post, batch[:middle])
@@ -180,7 +179,7 @@ def _report_rejected(answer: Document, batch: list[Document]) -> None:
         index = entry.get("index") if isinstance(entry, dict) else None
         if isinstance(index, int) and 0 <= index < len(batch):
             kind, code = batch[index].get("type"), entry.get("code")
-            logger.warning("The server does not take an event of type %s: %s.", kind, code)
+            log.warning("The server does not take an event of type %s: %s.", kind, code)
 
 
 def _shortened(value: object) -> object:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ def storing(path: Path) -> Iterator[None]:
 
 def unique_suffix() -> str:
     """Return a suffix that no other process or thread uses: process id and 64 random bits."""
-    return f"{os.getpid()}-{secrets.token_hex(8)}"
+    return f"{os.getpid()}-{os.urandom(8).hex()}"
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -68,6 +67,30 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def create_atomically(path: Path, content: bytes) -> None:
+    """Make ``path`` with all its content unless it is there: of two processes one wins, no lock.
+
+    Raises StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.{unique_suffix()}.tmp")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            _link_or_replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _link_or_replace(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: there the last of two processes wins
+        temporary.replace(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from nightferry import log
 from nightferry.errors import DownloadInterruptedError
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], object]
 
 T = TypeVar("T")
-logger = logging.getLogger("nightferry")
 
 
 class Flights(Generic[T]):
@@ -76,6 +75,6 @@ class _Flight(Generic[T]):
         for listener in tuple(self.listeners):
             try:
                 listener(done_bytes, total_bytes)
-            except Exception:
-                logger.exception("A progress callback failed; the download goes on without it.")
+            except Exception:  # noqa: BLE001 - the app's code may raise anything
+                log.exception("A progress callback failed; the download goes on without it.")
                 self.listeners.remove(listener)

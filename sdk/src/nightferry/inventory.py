@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nightferry import log
 from nightferry.cache import hash_file
 from nightferry.embedded import UNNAMED_LABEL, manifest_path
 from nightferry.errors import EmbeddedModelError, NoModelError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from nightferry.cache import BlobCache
     from nightferry.embedded import EmbeddedModels
     from nightferry.manifest import Manifest
-
-logger = logging.getLogger("nightferry")
 
 
 class Inventory:
@@ -74,7 +72,7 @@ class Inventory:
         try:
             model = self.current(name)
         except EmbeddedModelError as error:
-            logger.warning("%s", error)
+            log.warning("%s", error)
             return ""
         return "" if model is None or model.label == UNNAMED_LABEL else model.label
 
@@ -181,7 +179,7 @@ class Inventory:
         try:
             shipped = self._embedded.manifest(name)
         except EmbeddedModelError as error:
-            logger.warning("%s", error)
+            log.warning("%s", error)
             return None
         if shipped is None or shipped.channel != active.channel:
             return None

@@ -34,7 +34,7 @@ class Kind(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Artifact:
     """The file to install: its path below the server, hash and exact size in bytes."""
 
@@ -46,7 +46,7 @@ class Artifact:
     media_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """One parsed manifest. ``document`` is what the server sent, unknown members included."""
 

@@ -35,7 +35,7 @@ class ModelState(StrEnum):
     """In use, and the app said that it works."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DownloadConditions:
     """When a model may be downloaded. ``max_bytes`` is in bytes, None for no limit."""
 
@@ -44,7 +44,7 @@ class DownloadConditions:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Enrolment:
     """The rollout this installation takes part in, and its arm (``treatment``, ``control``)."""
 
@@ -52,7 +52,7 @@ class Enrolment:
     arm: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One usable model file with everything needed to run it.
 
@@ -86,7 +86,7 @@ class Model:
     enrolment: Enrolment | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """What the server wants this installation to run instead of what it runs.
 
@@ -106,7 +106,7 @@ class Update:
     held_back: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelStatus:
     """Where one model stands: what is in use, what waits, and what went wrong.
 
@@ -124,7 +124,7 @@ class ModelStatus:
     checked_at: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CacheReport:
     """What ``verify_cache`` found: files checked, the damaged ones (now removed), bytes in use."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nightferry import log
 from nightferry.errors import NetworkError, NightferryError
 from nightferry.timing import MAX_RETRY_AFTER_S
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from nightferry.models import Model
     from nightferry.timing import Timing
 
-logger = logging.getLogger("nightferry")
 
 _AFTER_SURPRISE_S = 3600.0
 
@@ -52,7 +51,7 @@ class PollingRound:
                 if self._update(name):
                     self._tell(name)
             except NightferryError as error:
-                logger.info("%s was not updated. %s", name, error)
+                log.info("%s was not updated. %s", name, error)
                 failure = error if isinstance(error, NetworkError) else failure
         if failure is None:
             self._failures = 0
@@ -69,8 +68,8 @@ class PollingRound:
             return
         try:
             self._on_update(model)
-        except Exception:
-            logger.exception("The on_update callback failed for %s.", name)
+        except Exception:  # noqa: BLE001 - the app's code may raise anything
+            log.exception("The on_update callback failed for %s.", name)
 
     def _wish(self) -> tuple[float | None, float | None]:
         """Return the shortest interval the server asks for, in seconds, and its jitter."""
@@ -107,8 +106,8 @@ class Poller:
         while not self._stopped.wait(self._delay_s):
             try:
                 self._delay_s = self._round()
-            except Exception:
-                logger.exception("A poll failed unexpectedly; the next one comes in an hour.")
+            except Exception:  # noqa: BLE001 - the thread must live
+                log.exception("A poll failed unexpectedly; the next one comes in an hour.")
                 self._delay_s = _AFTER_SURPRISE_S
 
 

@@ -18,13 +18,13 @@ between ``staged`` and ``idle``; today an activation counts at once.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
+from nightferry import log
 from nightferry.errors import InvalidManifestError, StorageError
 from nightferry.files import FileLock, remove, write_atomically
 from nightferry.manifest import Document, Kind, Manifest, parse_json, parse_manifest
@@ -40,8 +40,6 @@ _MAX_FAILURES_KEPT = 16
 _LOCK_WAIT_S = 2.0
 _LATEST = 1e15  # seconds; far beyond any clock, and NaN is no JSON
 
-logger = logging.getLogger("nightferry")
-
 
 class Phase(StrEnum):
     """How far the release on offer has come."""
@@ -53,7 +51,7 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Installed:
     """A release whose file is in the cache; ``path`` is relative to the cache folder."""
 
@@ -72,7 +70,7 @@ class Installed:
         return self.manifest.required_artifact().size_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Failure:
     """A release that failed here: it is left alone for a day, tried once more, then no more."""
 
@@ -83,7 +81,7 @@ class Failure:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
     """All that is remembered about one model. Times are seconds since 1970 (UTC)."""
 
@@ -422,7 +420,7 @@ class StateStore:
             if new.active != old.active or not self._backup(name).exists():
                 write_atomically(self._backup(name), content)
         except StorageError as error:
-            logger.warning("The state of %s is kept in memory only. %s", name, error)
+            log.warning("The state of %s is kept in memory only. %s", name, error)
             self._memory[name] = new
         else:
             self._memory.pop(name, None)
@@ -441,7 +439,7 @@ def read_state(path: Path) -> State | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, InvalidManifestError) as error:
-        logger.warning("%s is damaged and not used: %s", path, error)
+        log.warning("%s is damaged and not used: %s", path, error)
         return None
 
 

@@ -104,7 +104,7 @@ class Reply:
         self._raw.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """A short answer: status, ETag (empty where absent) and the JSON object (empty without one)."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nightferry.manifest import Manifest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """What may be installed: a hash, an exact size in bytes, and the path to fetch it from."""
 

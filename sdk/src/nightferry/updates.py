@@ -5,13 +5,12 @@ Every step writes the next state before its effect shows (see ``nightferry.state
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
+from nightferry import log
 from nightferry.device import DeviceProbe, check_conditions, platform_facts
 from nightferry.errors import (
     ArtifactGoneError,
@@ -37,10 +36,8 @@ Progress = Callable[[int, int], object]
 
 _ANYTHING_GOES = DownloadConditions()
 
-logger = logging.getLogger("nightferry")
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Collaborators:
     """Who helps: what is here, the server, who decides, who tells, and the device."""
 
@@ -92,7 +89,7 @@ class Updates:
         etag = "" if afresh else _usable_etag(before, current)
         try:
             answer = self._network.transport().get(
-                f"/models/{quote(name)}/update", self._query(before, current), etag
+                f"/models/{name}/update", self._query(before, current), etag
             )
         except NetworkError as error:
             self._remember_retry_after(name, error)
@@ -113,7 +110,7 @@ class Updates:
         state = self.ask(name)
         held_back = state.held_back(self._timing.now())
         if held_back is not None:
-            logger.info("%s: not installed, since %s.", name, held_back)
+            log.info("%s: not installed, since %s.", name, held_back)
         if held_back is not None or state.pending() is None:
             return False
         before = self._inventory.label(name)
@@ -136,7 +133,7 @@ class Updates:
         if state.active == before.active:
             return
         if state.active is not None:
-            logger.info("%s %s is in use now.", name, state.active.manifest.label)
+            log.info("%s %s is in use now.", name, state.active.manifest.label)
             self._record("activated", state.active)
         else:
             reason = state.offered.reason if state.offered else ""
@@ -288,7 +285,7 @@ class Updates:
     def _tell_roll_back(self, name: str, left: Installed | None, reason: str) -> None:
         if left is not None:
             to = self._inventory.label(name)
-            logger.warning(
+            log.warning(
                 "%s %s is out of use (%s).", name, left.manifest.label, reason or "rolled back"
             )
             self._record("rolled_back", left, to=to, reason=reason)
