@@ -117,9 +117,10 @@ class Demo:
         path = DATA / "server.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "manage.py", "quickstart"],
+                [sys.executable, "manage.py", "quickstart", "--stop-at-eof"],
                 cwd=ROOT,
                 env=env,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

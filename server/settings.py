@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +28,30 @@ ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 
 
+def _make_data_folder() -> None:
+    """Make the folder of the embedded database, blobs and broker."""
+    try:
+        NIGHTFERRY_DATA.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = (
+            f"NIGHTFERRY_DATA is {str(NIGHTFERRY_DATA)!r}, which cannot be made"
+            f" ({error.strerror}). Name a writable folder."
+        )
+        raise ImproperlyConfigured(message) from error
+
+
 def _secret_key() -> str:
     """Return the configured key, else one made on first start and kept in the data folder."""
     if key := env.secret("SECRET_KEY"):
         return key
     path = NIGHTFERRY_DATA / "secret_key"
     try:
-        NIGHTFERRY_DATA.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            path.chmod(0o600)
+        with tempfile.NamedTemporaryFile("w", dir=NIGHTFERRY_DATA, encoding="utf-8") as file:
             file.write(secrets.token_urlsafe(48))
-    except FileExistsError:
-        pass
+            file.flush()
+            # Linked whole or not at all: processes that start together must agree on one key.
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
     except OSError as error:
         message = (
             f"NIGHTFERRY_DATA is {str(NIGHTFERRY_DATA)!r}, which cannot be written"
@@ -46,6 +61,7 @@ def _secret_key() -> str:
     return path.read_text(encoding="utf-8")
 
 
+_make_data_folder()
 SECRET_KEY = _secret_key()
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
