@@ -44,6 +44,7 @@ def _secret_key() -> str:
     """Return the configured key, else one made on first start and kept in the data folder."""
     if key := env.secret("SECRET_KEY"):
         return key
+    _make_data_folder()
     path = NIGHTFERRY_DATA / "secret_key"
     try:
         with tempfile.NamedTemporaryFile("w", dir=NIGHTFERRY_DATA, encoding="utf-8") as file:
@@ -61,7 +62,6 @@ def _secret_key() -> str:
     return path.read_text(encoding="utf-8")
 
 
-_make_data_folder()
 SECRET_KEY = _secret_key()
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
@@ -168,6 +168,7 @@ def _database() -> dict[str, Any]:
         message = "DATABASE_URL is not a database address such as postgres://user@host/name."
         raise ImproperlyConfigured(message) from error
     if database.get("ENGINE") == "django.db.backends.sqlite3":
+        _make_data_folder()
         database["OPTIONS"] = {
             "timeout": 20,
             # A transaction that reads and then writes would otherwise fail at once, not wait.
