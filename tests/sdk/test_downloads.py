@@ -216,7 +216,27 @@ def test_redirected_downloads_carry_no_credentials(
         assert all(request.headers["X-App-Key"] == "secret" for request in front.requests)
         assert [request.headers["X-App-Key"] for request in storage.requests] == [None, None]
         assert storage.requests[1].headers["Range"] == "bytes=50000-"
+        assert storage.requests[1].headers["If-Range"] is None
         assert front.count("artifact") == 2, "the address is asked for afresh each time"
+
+
+def test_a_store_with_validators_of_its_own_is_resumed_by_them(
+    make_client: ClientFactory, content: bytes
+) -> None:
+    with FakeServer() as storage, FakeServer(artifacts_at=storage) as front:
+        front.publish(NAME, content, LABELS)
+        storage.blobs.update(front.blobs)
+        storage.inject(
+            Fault("artifact", cut_at=50_000, etag='"md5-1"'),
+            Fault("artifact", cut_at=50_000, etag='"md5-1"'),
+            Fault("artifact", etag='"md5-2"'),
+        )
+        assert make_client(server_url=front.url).get_model(NAME).path.read_bytes() == content
+        ranges = [request.headers["Range"] for request in storage.requests]
+        assert ranges == [None, "bytes=50000-", "bytes=100000-", None], (
+            "another file: from its start"
+        )
+        assert all(request.headers["If-Range"] is None for request in front.requests)
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "", "http://[", "gopher://h/"])

@@ -183,4 +183,5 @@ def _report_rejected(answer: Document, batch: list[Document]) -> None:
 
 
 def _shortened(value: object) -> object:
-    return value[:_MAX_TEXT] if isinstance(value, str) else value
+    # Some databases cannot hold NUL in text.
+    return value[:_MAX_TEXT].replace("\0", "") if isinstance(value, str) else value

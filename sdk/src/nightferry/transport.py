@@ -41,7 +41,8 @@ API = "/api/v1"
 MAX_JSON_BYTES = 4 << 20
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CREDENTIALS = frozenset({"authorization", "x-app-key", "cookie"})
+# Credentials are for the configured server only, and so are its validators: another host's differ.
+_NOT_FOR_OTHERS = frozenset({"authorization", "x-app-key", "cookie", "if-range"})
 _CHUNK_BYTES = 1 << 16
 
 
@@ -162,7 +163,7 @@ class Transport:
             with reply:
                 target = _redirect_target(reply)
             if _origin(target) != _origin(url):
-                wanted = {k: v for k, v in wanted.items() if k.lower() not in _CREDENTIALS}
+                wanted = {k: v for k, v in wanted.items() if k.lower() not in _NOT_FOR_OTHERS}
             url = target
         message = f"{_host(url)} redirects the download more than {MAX_REDIRECTS} times."
         raise ProtocolError(message)
