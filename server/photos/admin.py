@@ -30,15 +30,15 @@ _STATE_COLOURS = {
 class _ReadOnly(ModelAdmin):
     """To look at: rows come from actions alone."""
 
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no."""
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no."""
         return False
 
@@ -113,7 +113,7 @@ class PhotoAdmin(_ReadOnly):
         """Name what the photo is said to show."""
         return photo.label.name
 
-    @display(description="state", ordering="state", label=_STATE_COLOURS)  # type: ignore[untyped-decorator]
+    @display(description="state", ordering="state", label=_STATE_COLOURS)
     def state_shown(self, photo: Photo) -> str:
         """Name the state; its colour only repeats it."""
         return photo.state
@@ -151,7 +151,7 @@ class ConsentInline(TabularInline):
     can_delete = False
     fields = readonly_fields = ("kind", "version", "given_at", "withdrawn_at")
 
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no: only volunteers consent."""
         return False
 
@@ -168,7 +168,7 @@ class VolunteerAdmin(ModelAdmin):
     readonly_fields = ("nickname", "email", "created_at")
     inlines = (ConsentInline,)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+    def has_add_permission(self, request: HttpRequest) -> bool:
         """Say no: volunteers register themselves."""
         return False
 

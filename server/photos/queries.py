@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING
 
 from django.db.models import Count, Min, Q
 from django.utils import timezone
 
 from server.domain.errors import InvalidInput, NotFound
-from server.photos.fingerprints import look_alike, near_bands
+from server.photos.fingerprints import (
+    MAX_DISTANCE_BITS,
+    MIN_CORRELATION,
+    correlation,
+    distance_bits,
+    near_bands,
+)
 from server.photos.models import Challenge, Consent, Photo, PhotoEmbedding, Volunteer
 
 if TYPE_CHECKING:
@@ -98,14 +102,24 @@ def photo_counts(volunteer: Volunteer) -> dict[str, int]:
 
 def look_alikes(model: Model, *, dhash: str, thumb: bytes) -> Iterator[tuple[uuid.UUID, str]]:
     """Yield id and contributor of the model's photos, not rejected, that look like this one."""
-    close = reduce(
-        or_, (Q(**{f"band_{at}__in": values}) for at, values in enumerate(near_bands(dhash)))
+    near = _within_reach(model, dhash)
+    photos = Photo.objects.filter(pk__in=near).exclude(state=Photo.State.REJECTED).order_by("pk")
+    for pk, contributor, other in photos.values_list("pk", "contributor", "thumb"):
+        if correlation(thumb, bytes(other)) >= MIN_CORRELATION:
+            yield pk, contributor
+
+
+def _within_reach(model: Model, dhash: str) -> set[uuid.UUID]:
+    """Return the ids of the model's photos whose hashes lie within 10 bits."""
+    # One query over each band's own index: given all four at once, SQLite reads the whole model.
+    first, *more = (
+        Photo.objects.filter(model=model, **{f"band_{at}__in": values})
+        .order_by()
+        .values_list("pk", "dhash")
+        for at, values in enumerate(near_bands(dhash))
     )
-    states = (Photo.State.PENDING, Photo.State.ACCEPTED)
-    rows = Photo.objects.filter(close, model=model, state__in=states).order_by()
-    for photo in rows.only("contributor", "dhash", "thumb").iterator():
-        if look_alike((dhash, thumb), (photo.dhash, bytes(photo.thumb))):
-            yield photo.pk, photo.contributor
+    rows = first.union(*more, all=True)
+    return {pk for pk, other in rows if distance_bits(dhash, other) <= MAX_DISTANCE_BITS}
 
 
 def blob_is_used(sha256: str) -> bool:
