@@ -12,8 +12,6 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from PIL import Image
 
-from server.registry.models import Model
-
 API = "/api/v1"
 
 
@@ -80,8 +78,3 @@ def encoded(content: bytes, *, scale: float = 1, name: str = "JPEG", quality: in
             buffer, name, quality=quality
         )
     return buffer.getvalue()
-
-
-def policy(model: Model, **values: object) -> None:
-    model.training_policy = values
-    model.save()
