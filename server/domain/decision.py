@@ -23,7 +23,7 @@ class VariantFacts:
 
     precision: str
     sha256: str
-    requires: Mapping[str, str] = field(default_factory=dict)
+    requires: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,17 @@ def _choose(offered: Sequence[VariantFacts], poll: Poll, steps: list[Step]) -> V
     return None
 
 
-def _unmet(requires: Mapping[str, str], poll: Poll) -> str:
+def _unmet(requires: Mapping[str, object], poll: Poll) -> str:
     """Return which requirement the installation does not meet, or nothing.
 
-    ``requires`` may hold ``min_ios`` and the like, one per platform. An installation that does
-    not state its system's version is taken at its word that it can run what it asks for.
+    ``requires`` may hold the oldest system per platform, such as ``{"ios": "16.0"}``. An
+    installation that does not state its system's version is taken at its word that it can run
+    what it asks for.
     """
-    needed = requires.get(f"min_{poll.platform.lower()}") if poll.platform else None
-    if needed is None or not _VERSION.match(poll.os_version):
+    needed = requires.get(poll.platform.lower())
+    if not isinstance(needed, str) or not _VERSION.match(poll.os_version):
         return ""
-    if _numbers(poll.os_version) >= _numbers(str(needed)):
+    if _numbers(poll.os_version) >= _numbers(needed):
         return ""
     return f"needs {poll.platform} {needed}, this is {poll.os_version}"
 

@@ -38,7 +38,7 @@ def release_version(
     Raises:
         Conflict: ``version_not_published``, ``no_shipped_variant``, ``model_retired``,
             ``version_revoked`` (it was killed here before) or ``identical_release`` (the channel
-            serves this very version already).
+            serves these very files already).
         InvalidInput: ``invalid_channel``.
 
     """
@@ -56,8 +56,10 @@ def release_version(
         message = f"Version {version} was killed on {channel}; train or upload a new one."
         raise Conflict(message, code="version_revoked")
     current = queries.current_release(stream)
-    if current is not None and current.version_id == version.pk:
-        message = f"{channel} serves version {version} already, as {current.label}."
+    if current is not None and _shipped(current.version) == _shipped(version):
+        message = (
+            f"{channel} serves the very files of version {version} already, as {current.label}."
+        )
         raise Conflict(message, code="identical_release")
     is_older = current is not None and version.number < current.version.number
     return _append(
@@ -146,6 +148,10 @@ def kill(
 def touch_decisions() -> None:
     """Have every web process load its decision set again (a key, a policy or a model changed)."""
     _bump_epoch()
+
+
+def _shipped(version: ModelVersion) -> set[str]:
+    return set(version.variants.filter(is_shipped=True).values_list("sha256", flat=True))
 
 
 def _lock_channel(model: Model, name: str) -> Channel:

@@ -7,8 +7,8 @@ from server.domain.errors import InvalidInput
 
 FLOAT16 = VariantFacts("float16", "a" * 64)
 INT8 = VariantFacts("int8", "b" * 64)
-PALETTE = VariantFacts("palette8", "c" * 64, {"min_ios": "16.0"})
-CORE_ML = VariantFacts("float16", "d" * 64, {"min_ios": "15.0"})
+PALETTE = VariantFacts("palette8", "c" * 64, {"ios": "16.0"})
+CORE_ML = VariantFacts("float16", "d" * 64, {"ios": "15.0"})
 RELEASE = ReleaseFacts(
     "v3", 7, "gate passed", {"tflite": (FLOAT16, INT8), "coreml": (CORE_ML, PALETTE)}
 )

@@ -62,6 +62,9 @@ def compile_upload(
         _settle(version, inspected)
         reporter.say("inspecting", f"{inspected.kind}, {len(version.labels)} labels.")
         reference = _reference(version, inspected, path, store)
+        if reference.model is not None:
+            version.weights_sha256 = ml_training.weights_digest(reference.model)
+            version.save(update_fields=["weights_sha256"])
         metrics = _measure(reference, version)
         if inspected.kind == "keras":
             policy = training_policy(version.model)

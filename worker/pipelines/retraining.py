@@ -324,5 +324,8 @@ def _release(version: ModelVersion, verdict: GateVerdict, policy: TrainingPolicy
         return f"{made} The policy leaves the release to a person."
     if not version.variants.filter(is_shipped=True).exists():
         return f"{made} No variant passed its checks, so nothing was released."
-    release = rollouts.release_version(version=version, reason=verdict.sentence)
+    try:
+        release = rollouts.release_version(version=version, reason=verdict.sentence)
+    except Conflict as conflict:
+        return f"{made} {conflict.detail}"
     return f"{made} Released on {rollouts.PRODUCTION} as {release.label}."
