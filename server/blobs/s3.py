@@ -247,7 +247,7 @@ class S3BlobStore(BlobStore):
             )
             raise BlobStoreUnavailable(message) from error
         except BotoCoreError as error:
-            message = f"The blob store (BLOB_STORE_URL) does not answer: {type(error).__name__}."
+            message = f"The blob store (BLOB_STORE_URL) cannot be used: {type(error).__name__}."
             raise BlobStoreUnavailable(message) from error
 
 

@@ -8,6 +8,7 @@ honoured, and several at once are answered with everything, as section 14.2 allo
 from __future__ import annotations
 
 import io
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from django.http import HttpRequest
 
+MAX_READ_BYTES = 256 * 1024
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 # nginx serves the same bytes under both names: with ranges, and without.
 ACCEL_RANGED = "/_blobs/ranged/"
@@ -280,15 +282,19 @@ class _Section(io.RawIOBase):
         self._position = max(base + offset, 0)
         return self._position
 
+    def read(self, size: int = -1, /) -> bytes:
+        if size < 0:
+            return self.readall()
+        # A server asks for all that its socket might take, and again for what it did not.
+        wanted = min(size, MAX_READ_BYTES, max(len(self._positions) - self._position, 0))
+        chunk = os.pread(self.fileno(), wanted, self._positions.start + self._position)
+        self._position += len(chunk)
+        return chunk
+
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(len(self._positions) - self._position, 0))
-        if wanted == 0:
-            return 0
-        self._file.seek(self._positions.start + self._position)
-        chunk = self._file.read(wanted)
+        chunk = self.read(len(view))
         view[: len(chunk)] = chunk
-        self._position += len(chunk)
         return len(chunk)
 
     def close(self) -> None:
