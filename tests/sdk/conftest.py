@@ -20,6 +20,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("HOME", "ENDPOINT", "OFFLINE", "DISABLE_TELEMETRY", "APP_KEY")
     for name in (*(f"NIGHTFERRY_{name}" for name in names), "DO_NOT_TRACK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture

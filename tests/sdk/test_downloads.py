@@ -256,6 +256,38 @@ def test_endless_redirects_end(server: FakeServer, client: ModelClient, installe
         client.fetch_update(NAME)
 
 
+def test_a_server_that_stops_talking_is_left_and_resumed(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    client = make_client(timing=quick_timing(stall_timeout_s=0.2))
+    server.inject(Fault("artifact", pause_s=1.5))
+    assert client.get_model(NAME).path.read_bytes() == content
+    assert server.count("artifact") == 2
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    make_client().sync(NAME)
+    hasty = make_client(timing=quick_timing(request_timeout_s=0.2))
+    server.inject(Fault("update", times=2, delay_s=1.5))
+    with pytest.raises(nightferry.ServerUnreachableError, match="timed out"):
+        hasty.check_for_update(NAME)
+    assert hasty.get_model(NAME, DownloadType.LATEST_MODEL).label == "v1"
+
+
+def test_a_server_that_drips_is_given_up_in_time(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS, notes="x" * 200_000)
+    hasty = make_client(timing=quick_timing(request_timeout_s=0.3))
+    server.inject(Fault("update", pause_s=0.1))
+    with pytest.raises(nightferry.ServerUnreachableError, match="too slowly"):
+        hasty.check_for_update(NAME)
+
+
 # Update checks that go wrong
 
 

@@ -186,6 +186,38 @@ def test_a_read_only_cache_still_serves(
     assert "Traceback" not in errors
 
 
+FULL_DISK = """
+import resource, signal, sys, nightferry
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+client = nightferry.ModelClient(sys.argv[1], cache_dir=sys.argv[2])
+print(client.get_model("recyclables", nightferry.DownloadType.LATEST_MODEL).label)
+try:
+    client.fetch_update("recyclables")
+except nightferry.StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files as POSIX systems do")
+@pytest.mark.parametrize("limit", [10_000, 65_537, 299_999])
+def test_a_disk_that_is_full_at_some_byte_keeps_the_model_before(
+    server: FakeServer, client: ModelClient, cache_dir: Path, content: bytes, limit: int
+) -> None:
+    server.publish(NAME, b"the model before", LABELS)
+    client.sync(NAME)
+    server.publish(NAME, content, LABELS)
+    process = start_python(FULL_DISK, server.url, cache_dir, limit)
+    output, errors = process.communicate(timeout=30)
+    label, sentence = output.splitlines()
+    assert label == "v1", errors
+    assert "could not be written" in sentence
+    assert read(client) == b"the model before"
+    assert client.sync(NAME).label == "v2"
+    assert read(client) == content
+    assert leftovers(cache_dir) == []
+
+
 # Torn disk state
 
 

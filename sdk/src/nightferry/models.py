@@ -80,7 +80,7 @@ class Model:
     runtime: str
     precision: str
     labels: tuple[str, ...]
-    preprocessing: Mapping[str, object] = field(repr=False)
+    preprocessing: Mapping[str, object] = field(repr=False, hash=False)
     is_embedded: bool
     state: ModelState
     enrolment: Enrolment | None = None

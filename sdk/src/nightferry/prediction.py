@@ -61,7 +61,8 @@ class Predictor:
         """Return ``(label, probability)`` pairs, the likeliest first.
 
         Args:
-            image: a path, the bytes of an image file, an open binary file, or a Pillow image.
+            image: a path, the bytes of an image file, an open binary file, a Pillow image, or
+                pixels as uint8 of shape (height, width, 3), RGB.
             top: how many pairs; None for all.
 
         Raises:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    ImageSource = Image.Image | str | Path | bytes | BinaryIO
+    ImageSource = Image.Image | str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
 _FIXED: dict[str, object] = {
     "color_space": "RGB",
@@ -102,13 +102,16 @@ def load_image(source: ImageSource) -> Image.Image:
     """Return an upright RGB image: EXIF orientation applied, then converted.
 
     Args:
-        source: a path, the bytes of an image file, an open binary file, or a Pillow image.
+        source: a path, the bytes of an image file, an open binary file, a Pillow image, or pixels
+            as uint8 of shape (height, width, 3), RGB.
 
     Raises:
         PreprocessingError: it is not a readable image.
 
     """
     try:
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
         if isinstance(source, Image.Image):
             return _upright(source)
         opened = io.BytesIO(source) if isinstance(source, bytes) else source
