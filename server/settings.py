@@ -25,6 +25,7 @@ NIGHTFERRY_DATA = env.folder("NIGHTFERRY_DATA", BASE_DIR / "data")
 # --- Safety -----------------------------------------------------------------------------------
 DEBUG = env.flag("DEBUG", default=False)
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_FAILURE_VIEW = "server.http.problems.csrf_failed"
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 
 

@@ -20,6 +20,7 @@ from server.domain.errors import (
     DomainError,
     Gone,
     InvalidInput,
+    MethodNotAllowed,
     NotFound,
     Unauthenticated,
     Unavailable,
@@ -189,7 +190,10 @@ def take_events(request: HttpRequest) -> HttpResponse:
 
 
 def _method_not_allowed(allowed: str) -> HttpResponse:
-    return HttpResponse(status=405, headers={"Allow": allowed})
+    error = MethodNotAllowed(f"This address takes {allowed}.")
+    response = problem_response(error)
+    response["Allow"] = allowed
+    return response
 
 
 class Explain(APIView):

@@ -7,6 +7,7 @@
      ├── Unauthenticated           401  unauthenticated
      ├── PermissionDenied          403  permission_denied
      ├── NotFound                  404  not_found
+     ├── MethodNotAllowed          405  method_not_allowed
      ├── Conflict                  409  conflict
      ├── Gone                      410  gone
      ├── TooLarge                  413  too_large
@@ -69,6 +70,14 @@ class NotFound(DomainError):
     status = 404
     default_code = "not_found"
     title = "Not found"
+
+
+class MethodNotAllowed(DomainError):
+    """The address exists, and is not called like this."""
+
+    status = 405
+    default_code = "method_not_allowed"
+    title = "This address is called in another way"
 
 
 class Conflict(DomainError):

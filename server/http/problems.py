@@ -93,6 +93,7 @@ _TRANSLATIONS: tuple[tuple[type[Exception], type[errors.DomainError]], ...] = (
     (Http404, errors.NotFound),
     (exceptions.ParseError, errors.InvalidInput),
     (exceptions.UnsupportedMediaType, errors.UnsupportedMediaType),
+    (exceptions.MethodNotAllowed, errors.MethodNotAllowed),
 )
 
 
@@ -133,6 +134,12 @@ def server_error(request: HttpRequest) -> HttpResponse:
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     """Answer 400 for what Django itself refuses."""
     return _outside(request, errors.InvalidInput("The request could not be read."))
+
+
+def csrf_failed(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001
+    """Answer 403 where a browser's session came without its token, or from another site."""
+    message = "The page you sent this from is too old or from another site. Load it again."
+    return _outside(request, errors.PermissionDenied(message, code="csrf_failed"))
 
 
 def _outside(request: HttpRequest, error: errors.DomainError) -> HttpResponse:
