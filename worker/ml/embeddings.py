@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,10 +78,9 @@ class Embedder:
         batch = to_input([image], self.preprocessing)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], batch)
         interpreter.invoke()
-        output: npt.NDArray[np.float32] = interpreter.get_tensor(
-            interpreter.get_output_details()[0]["index"]
-        )
-        return output[0]
+        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        features: npt.NDArray[np.float32] = output[0]
+        return features
 
     def _load(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
@@ -101,7 +99,7 @@ class Embedder:
         # Two workers may export at once: each writes its own file, the last rename wins.
         with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
             file.write(content)
-        os.replace(file.name, self._path)
+        Path(file.name).replace(self._path)
 
 
 def load_backbone(architecture: Architecture, weights: Weights) -> keras.Model:

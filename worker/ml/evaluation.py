@@ -103,14 +103,16 @@ def _quantise(values: npt.NDArray[np.float32], details: dict[str, Any]) -> npt.N
     # An integer input without a scale takes the pixels as they are.
     steps = values if scale == 0 else np.round(values / scale) + zero_point
     limits = np.iinfo(dtype)
-    return np.clip(steps, limits.min, limits.max).astype(dtype)
+    clipped: npt.NDArray[Any] = np.clip(steps, limits.min, limits.max).astype(dtype)
+    return clipped
 
 
 def _dequantise(values: npt.NDArray[Any], details: dict[str, Any]) -> npt.NDArray[np.float32]:
     scale, zero_point = details["quantization"]
     if not np.issubdtype(values.dtype, np.integer) or scale == 0:
         return values.astype(np.float32)
-    return ((values.astype(np.float32) - zero_point) * scale).astype(np.float32)
+    real: npt.NDArray[np.float32] = (values.astype(np.float32) - zero_point) * np.float32(scale)
+    return real
 
 
 def measure(
@@ -181,7 +183,7 @@ def _log_loss(probabilities: Probabilities, truth: npt.NDArray[np.int64]) -> flo
 
 
 def _checked(probabilities: Probabilities, what: str) -> Probabilities:
-    """A network without weights answers NaN, whose largest entry is the first label."""
+    """Stop at NaN: a network without weights answers it, and its largest entry is label 0."""
     if not np.isfinite(probabilities).all():
         message = f"{what} gave answers that are not finite numbers"
         raise ModelUnusable(message, code="outputs_not_finite")

@@ -317,8 +317,8 @@ def _callbacks(
 ) -> list[Any]:
     import keras
 
-    class Report(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    class Report(keras.callbacks.Callback):
+        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
             if should_stop():
                 self.model.stop_training = True
 

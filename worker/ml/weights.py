@@ -80,7 +80,7 @@ def find_weights(
         raise WeightsUnavailable(_sentence(backbone_name, known, folder, "downloads are off"))
     try:
         path = _download(known)
-    except Exception as error:  # noqa: BLE001 - Keras raises a bare Exception where it is offline
+    except Exception as error:
         reason = f"the download failed ({_first_line(error)})"
         raise WeightsUnavailable(_sentence(backbone_name, known, folder, reason)) from error
     return Weights(path=path, origin="download", sha256=file_sha256(path))

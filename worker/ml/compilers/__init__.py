@@ -53,9 +53,7 @@ def compile_variant(
     return coreml.compile_file(model, precision, labels, preprocessing, about)
 
 
-def _check_shapes(
-    model: keras.Model, labels: Sequence[str], preprocessing: Preprocessing
-) -> None:
+def _check_shapes(model: keras.Model, labels: Sequence[str], preprocessing: Preprocessing) -> None:
     wanted = (None, preprocessing.height, preprocessing.width, 3)
     if tuple(model.input_shape)[1:] != wanted[1:]:
         message = f"the network takes {model.input_shape}, the preprocessing gives {wanted}"

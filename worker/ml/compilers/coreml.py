@@ -60,9 +60,7 @@ def compile_file(
     specification, weights = _parts(converted)
     _canonicalise(specification)
     _describe(specification, labels, preprocessing, about)
-    package = mlpackage.make_package(
-        specification.SerializeToString(deterministic=True), weights
-    )
+    package = mlpackage.make_package(specification.SerializeToString(deterministic=True), weights)
     content = mlpackage.pack(package, about.name)
     return CompiledFile(
         runtime="coreml",
@@ -109,9 +107,7 @@ def _convert(model: keras.Model, labels: Sequence[str]) -> Any:
                 [function],
                 source="tensorflow",
                 inputs=[
-                    ct.ImageType(
-                        name=INPUT_NAME, shape=shape, color_layout=ct.colorlayout.RGB
-                    )
+                    ct.ImageType(name=INPUT_NAME, shape=shape, color_layout=ct.colorlayout.RGB)
                 ],
                 classifier_config=ct.ClassifierConfig(
                     list(labels), predicted_feature_name=LABEL_NAME

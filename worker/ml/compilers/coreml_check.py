@@ -69,16 +69,29 @@ def check_package(
 
 def _load(package: mlpackage.Package) -> tuple[Any, Any]:
     with quiet() as ct, tempfile.TemporaryDirectory() as folder:
-        from coremltools.converters.mil.frontend.milproto.load import load
-
-        weights_folder = package.write(Path(folder))
         specification = ct.proto.Model_pb2.Model()
+        weights_folder = package.write(Path(folder))
         try:
             specification.ParseFromString(package.specification)
-            if specification.WhichOneof("Type") != "mlProgram":
-                kind = specification.WhichOneof("Type")
-                message = f"the package holds a {kind}, not an ML Program"
-                raise mlpackage.PackageInvalid(message)
+        except Exception as error:  # protobuf's error class is nowhere public
+            message = f"the specification cannot be read: {_first_line(error)}"
+            raise mlpackage.PackageInvalid(message) from error
+        return specification, decode(specification, weights_folder)
+
+
+def decode(specification: Any, weights_folder: Path) -> Any:
+    """Return the ML Program with its weights decoded from the files of the folder.
+
+    Raises :class:`~worker.ml.compilers.mlpackage.PackageInvalid`.
+    """
+    kind = specification.WhichOneof("Type")
+    if kind != "mlProgram":
+        message = f"the package holds a {kind}, not an ML Program"
+        raise mlpackage.PackageInvalid(message)
+    with quiet():
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        try:
             program = load(
                 specification,
                 specification_version=specification.specificationVersion,
@@ -86,12 +99,12 @@ def _load(package: mlpackage.Package) -> tuple[Any, Any]:
             )
             # Decoding reads the weights, so it has to happen while the folder is there.
             list(_program_weights(program))
-        except MLError:
+        except mlpackage.PackageInvalid:
             raise
         except Exception as error:  # the decoder has no error class of its own
             message = f"the package cannot be decoded: {_first_line(error)}"
             raise mlpackage.PackageInvalid(message) from error
-    return specification, program
+    return program
 
 
 def _check_labels(specification: Any, program: Any, labels: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +151,8 @@ def _check_scaling(program: Any, keras_model: keras.Model) -> dict[str, Any]:
         if operation.op_type in _SCALARS and _value(operation.inputs["y"]) is not None:
             found.append(float(_value(operation.inputs["y"])))
     passed = len(found) == len(wanted) and bool(np.allclose(found, wanted, rtol=1e-3))
-    return check("scaling", passed=passed, detail=f"pixels are scaled by {found}, not {wanted}"
-                 if not passed else f"pixels are scaled by {found}")  # fmt: skip
+    detail = f"pixels are scaled by {found}" + ("" if passed else f", not by {wanted}")
+    return check("scaling", passed=passed, detail=detail)
 
 
 def _check_weights(program: Any, keras_model: keras.Model) -> list[dict[str, Any]]:
@@ -189,7 +202,8 @@ def _compare(ours: list[_Weight], theirs: list[_Weight]) -> dict[str, Any]:
 
 def _tolerance(exact: Array) -> Array:
     size = np.abs(exact)
-    return size * _RELATIVE + size.max(initial=0.0) * _OF_LARGEST + _SUBNORMAL
+    allowed: Array = size * _RELATIVE + size.max(initial=0.0) * _OF_LARGEST + _SUBNORMAL
+    return allowed
 
 
 def _compare_float16(exact: Array, decoded: Array) -> float:
@@ -252,7 +266,7 @@ def _program_weights(program: Any) -> Iterator[_Weight]:
 
 
 def _is_idle(weight: _Weight) -> bool:
-    """Say whether it is a bias of nothing but noughts: one side may write it and the other leave it out."""
+    """Say whether it is a bias of nothing but noughts, which one side may leave out."""
     return weight.kind == "bias" and not weight.values.any()
 
 

@@ -158,7 +158,9 @@ def _read_all(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, bytes]:
 def _from_files(content: dict[str, bytes]) -> Package:
     manifests = [path for path in content if posixpath.basename(path) == MANIFEST]
     if len(manifests) != 1:
-        _invalid("package_incomplete", f"the archive holds {len(manifests)} {MANIFEST} files, not 1")
+        _invalid(
+            "package_incomplete", f"the archive holds {len(manifests)} {MANIFEST} files, not 1"
+        )
     prefix = manifests[0][: -len(MANIFEST)] + DATA
     files = {path[len(prefix) :]: data for path, data in content.items() if path.startswith(prefix)}
     try:

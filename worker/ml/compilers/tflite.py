@@ -116,7 +116,7 @@ def read_requires(content: bytes) -> dict[str, Any]:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAsModel(content, 0)
-    operators = {}
+    operators: dict[str, int] = {}
     for index in range(model.OperatorCodesLength()):
         code = model.OperatorCodes(index)
         # Files from before 2020 hold the operator in the older field only.
@@ -141,9 +141,7 @@ def read_buffer(model: Any, name: bytes) -> bytes | None:
     return None
 
 
-def _finish(
-    raw: bytes, labels: Sequence[str], preprocessing: Preprocessing, about: About
-) -> bytes:
+def _finish(raw: bytes, labels: Sequence[str], preprocessing: Preprocessing, about: About) -> bytes:
     """Add metadata and labels; give tensors names that do not tell what ran before."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -177,7 +175,7 @@ def _pack(model: Any) -> bytes:
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    class AlignedBuffer(schema.BufferT):  # type: ignore[misc,name-defined]
+    class AlignedBuffer(schema.BufferT):
         def Pack(self, builder: Any) -> int:  # noqa: N802 - the generated code calls it so
             data = b"" if self.data is None else bytes(self.data)
             vector = None

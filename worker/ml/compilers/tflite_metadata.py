@@ -182,7 +182,7 @@ class _Table:
         return int(self._table.GetSlot(4 + 2 * slot, 0, self._flags.Uint8Flags))
 
     def string(self, slot: int) -> str:
-        return self._table.String(self._at(slot)).decode("utf-8")
+        return bytes(self._table.String(self._at(slot))).decode("utf-8")
 
     def table(self, slot: int) -> _Table:
         return self._follow(self._at(slot))
