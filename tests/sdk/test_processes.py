@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nightferry
 import pytest
@@ -164,20 +165,21 @@ print(len(client.list_models()), client.verify_cache().ok, client.check_for_upda
 
 @pytest.mark.skipif(os.name != "posix", reason="needs another user id")
 def test_a_read_only_cache_still_serves(
-    server: FakeServer, client: ModelClient, tmp_path: Path, cache_dir: Path, content: bytes
+    server: FakeServer, make_client: ClientFactory, tmp_path: Path, content: bytes
 ) -> None:
-    server.publish(NAME, content, LABELS)
-    client.sync(NAME)
-    server.publish(NAME, content[:1000], LABELS)
-    folders = [path for path in [cache_dir, *cache_dir.rglob("*")] if path.is_dir()]
-    for folder in folders:
-        folder.chmod(0o555)
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    process = start_python(READ_ONLY, server.url, cache_dir, tmp_path / "elsewhere")
-    output, errors = process.communicate(timeout=30)
-    for folder in folders:
-        folder.chmod(0o755)
+    with TemporaryDirectory() as reachable:  # pytest's own folders are closed to others
+        cache_dir = Path(reachable) / "cache"
+        server.publish(NAME, content, LABELS)
+        make_client(cache_dir=cache_dir).sync(NAME)
+        server.publish(NAME, content[:1000], LABELS)
+        folders = [path for path in [cache_dir, *cache_dir.rglob("*")] if path.is_dir()]
+        for folder in folders:
+            folder.chmod(0o555)
+        Path(reachable).chmod(0o755)
+        process = start_python(READ_ONLY, server.url, cache_dir, tmp_path / "elsewhere")
+        output, errors = process.communicate(timeout=30)
+        for folder in folders:
+            folder.chmod(0o755)
 
     lines = output.splitlines()
     assert lines[:3] == ["v1", "v1", "v1"], errors
