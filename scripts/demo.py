@@ -34,6 +34,7 @@ VOLUNTEERS = 10
 FIRST_NIGHT_PER_LABEL = 60
 SECOND_NIGHT_PER_LABEL = 6
 HELD_BACK_PER_LABEL = 1
+RELEASE_NOTICED_S = 30
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -275,10 +276,20 @@ class Demo:
     def _poll_again(self, client: Any, slug: str) -> None:
         self._title("The device polls again")
         before = client.get_model(slug).label
+        releases = self._call(
+            "GET", f"/models/{slug}/channels/production/releases", token=self.staff_token
+        )
+        newest = releases["results"][0]["label"]
+        deadline = time.monotonic() + RELEASE_NOTICED_S
         client.sync(slug)
-        model = client.get_model(slug)
-        self._describe(model)
-        if model.label == before:
+        # Web processes notice a release within seconds (DECISION_REFRESH_S).
+        while client.get_model(slug).label != newest:
+            if time.monotonic() > deadline:
+                raise DemoError(f"The device was not offered {newest}.")
+            time.sleep(0.5)
+            client.sync(slug)
+        self._describe(client.get_model(slug))
+        if newest == before:
             print("    The incumbent stayed: the device keeps what it has.")
 
     def _describe(self, model: Any) -> None:

@@ -134,8 +134,8 @@ def _train(
             raise
         reporter.say(
             "training",
-            f"{error}. Training a small network from scratch instead: expect less accuracy than"
-            " with pretrained weights.",
+            f"{str(error).rstrip('.')}. Training a small network from scratch instead: expect less"
+            " accuracy than with pretrained weights.",
             level="warning",
         )
         return _train_from_scratch(run, snapshot, sets, policy, reporter, store)
