@@ -52,12 +52,9 @@ class KeyPage(ReadOnlyPage):
 
         def act(values: dict[str, Any]) -> HttpResponse:
             key, text = actions.create_application_key(**values, actor=request.user)
-            response = self.show(
+            return self.show(
                 request, "delivery/new_key.html", f"Key for {key.name}", key=key, text=text
             )
-            # Nothing on the way may keep a copy.
-            response["Cache-Control"] = "no-store"
-            return response
 
         question = Question(
             title="New application key",

@@ -133,8 +133,10 @@ def load() -> DecisionSet:
     for channel in Channel.objects.all():
         facts = models[channel.model_id]
         revoked |= _add_channel(facts, channel, releases[channel.pk], shipped, artifacts)
+    # What is revoked on one channel may still be served on another.
+    served = {sha256 for m in models.values() for _, sha256 in m.manifests if sha256}
     return DecisionSet(
-        epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked)
+        epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked - served)
     )
 
 
@@ -145,8 +147,8 @@ def _add_channel(
     shipped: Mapping[int, list[Variant]],
     artifacts: dict[str, Artifact],
 ) -> set[str]:
-    living = [release for release in releases if release.killed_at is None]
-    current = living[-1] if living else None
+    newest = releases[-1] if releases else None
+    current = newest if newest is not None and newest.killed_at is None else None
     serving = {v.sha256 for v in shipped[current.version_id]} if current else set()
     revoked = {
         variant.sha256

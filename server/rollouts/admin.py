@@ -227,8 +227,8 @@ def _ask_release(
 
 def _current(channel: Channel) -> Release | None:
     """Return what the channel serves, from releases fetched along with it."""
-    living = [release for release in channel.releases.all() if release.killed_at is None]
-    return max(living, key=lambda release: release.label_number, default=None)
+    newest = max(channel.releases.all(), key=lambda release: release.label_number, default=None)
+    return newest if newest is not None and newest.killed_at is None else None
 
 
 def _address(channel: Channel) -> str:

@@ -24,23 +24,23 @@ def get_channel(model: Model, name: str) -> Channel:
 
 
 def current_release(channel: Channel) -> Release | None:
-    """Return the newest release that was not killed."""
-    return (
-        channel.releases.filter(killed_at__isnull=True)
-        .select_related("version")
-        .order_by("-label_number")
-        .first()
-    )
+    """Return what the channel serves: its newest release, or nothing where that was killed.
+
+    An older release never comes back by itself: who rolled back from it had a reason.
+    """
+    newest = channel.releases.select_related("version").order_by("-label_number").first()
+    return newest if newest is not None and newest.killed_at is None else None
 
 
 def serving(models: Iterable[Model]) -> list[tuple[Channel, Release | None]]:
     """Return every channel of the models with what it serves, in two queries."""
     channels = list(Channel.objects.filter(model__in=models).select_related("model"))
     newest: dict[int, Release] = {}
-    releases = Release.objects.filter(channel__in=channels, killed_at__isnull=True)
-    for release in releases.select_related("version", "channel__model").order_by("label_number"):
+    releases = Release.objects.filter(channel__in=channels).order_by("label_number")
+    for release in releases.select_related("version", "channel__model"):
         newest[release.channel_id] = release
-    return [(channel, newest.get(channel.pk)) for channel in channels]
+    living = {pk: release for pk, release in newest.items() if release.killed_at is None}
+    return [(channel, living.get(channel.pk)) for channel in channels]
 
 
 def incumbent(model: Model, channel: str) -> Release | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from server.delivery.decision_set import holder
 from server.domain.errors import Conflict
 from server.http.models import AuditEntry
 from server.registry.models import PublishedVersionChanged
@@ -38,6 +39,29 @@ def test_kill_revokes_the_version_and_brings_the_incumbent_back():
     with pytest.raises(Conflict) as raised:
         actions.kill(model=model)
     assert raised.value.code == "nothing_released"
+
+
+def test_kill_after_a_rollback_does_not_bring_the_version_back_that_was_left():
+    model = make_model()
+    first, second = make_version(model), make_version(model)
+    actions.release_version(version=first)
+    actions.release_version(version=second)
+    actions.roll_back(model=model)
+    assert actions.kill(model=model) is None
+    assert queries.incumbent(model, "production") is None
+    assert holder.refresh().models[model.slug].channels["production"].release is None
+
+
+def test_what_is_killed_on_one_channel_may_be_served_on_another():
+    model = make_model()
+    version = make_version(model)
+    for channel in ("production", "beta"):
+        actions.release_version(version=version, channel=channel)
+    actions.kill(model=model, channel="beta")
+    decisions = holder.refresh()
+    assert decisions.models[model.slug].channels["production"].release.version == 1
+    assert decisions.models[model.slug].channels["beta"].revoked
+    assert not decisions.revoked
 
 
 def test_what_cannot_be_released_says_why():
