@@ -112,6 +112,7 @@ class Demo:
             "NIGHTFERRY_DATA": str(DATA),
             "PORT": str(self.port),
             "DJANGO_SUPERUSER_PASSWORD": self.password,
+            "DECISION_REFRESH_S": "1",
         }
         _manage(env, "migrate", "--verbosity", "0")
         _manage(env, "createsuperuser", "--noinput", "--username", "demo", "--email", "")

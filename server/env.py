@@ -18,8 +18,9 @@ def text(name: str, default: str) -> str:
 
 def secret(name: str, default: str = "") -> str:
     """Return a secret from ``NAME``, else from the file that ``NAME_FILE`` names."""
-    if name in os.environ:
-        return os.environ[name]
+    # An empty variable, as an `.env` file leaves it, must not hide the file.
+    if value := os.environ.get(name):
+        return value
     path = os.environ.get(f"{name}_FILE")
     if path is None:
         return default

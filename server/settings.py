@@ -104,7 +104,6 @@ INSTALLED_APPS = [
     "server.console",
 ]
 MIDDLEWARE = [
-    "server.delivery.middleware.PollMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "server.photos.middleware.UploadLimitMiddleware",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 from django.conf import settings
 from django.http import HttpResponse, JsonResponse
@@ -14,7 +13,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from server import blobs
-from server.delivery.decision_set import Artifact, DecisionSet, ModelFacts, holder
+from server.delivery import polls
+from server.delivery.decision_set import Artifact, holder
 from server.domain.decision import decide, read_poll
 from server.domain.errors import (
     DomainError,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 MAX_EVENTS_BYTES = 512 * 1024
 # Long enough for a slow phone to fetch a large file in one go; ranges ask for a new address.
 PRESIGNED_FOR_S = 3600
-MAX_QUERY = 4096
-_NO_STORE = "private, no-cache"
 
 
 def _as_problems(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -62,46 +60,8 @@ def check_update(request: HttpRequest, model: str) -> HttpResponse:
     """Answer one poll: 200 manifest, 304, or 204; no database query."""
     if request.method != "GET":
         return _method_not_allowed("GET")
-    decisions = holder.current()
-    facts = _open_model(decisions, model, request.META.get("HTTP_X_APP_KEY", ""))
-    # Parsed here: Django's own query and header objects cost more than the decision.
-    poll = read_poll(dict(parse_qsl(request.META.get("QUERY_STRING", "")[:MAX_QUERY])))
-    decision = decide(facts.channels.get(poll.channel), poll)
-    answer = decisions.answer(facts, poll.channel, decision, poll.current)
-    if answer is None:
-        return HttpResponse(status=204, headers={"Cache-Control": _NO_STORE})
-    headers = {
-        "ETag": answer.etag,
-        "Cache-Control": _NO_STORE,
-        "X-Content-Type-Options": "nosniff",
-    }
-    if answer.etag in request.META.get("HTTP_IF_NONE_MATCH", ""):
-        return HttpResponse(status=304, headers=headers)
-    return HttpResponse(answer.body, content_type="application/json", headers=headers)
-
-
-def _open_model(decisions: DecisionSet, slug: str, key: str) -> ModelFacts:
-    """Return the model if the caller may have it.
-
-    Raises:
-        NotFound: ``unknown_model``.
-        Unauthenticated: ``invalid_app_key``; an unknown model looks the same without a key.
-        Gone: ``model_retired``.
-
-    """
-    facts = decisions.models.get(slug)
-    if facts is None:
-        message = f"There is no model called {slug[:63]!r}."
-        raise NotFound(message, code="unknown_model")
-    if not decisions.may_fetch(facts, key):
-        message = (
-            "This model needs an application key in X-App-Key, and this is not one of its keys."
-        )
-        raise Unauthenticated(message, code="invalid_app_key")
-    if facts.is_retired:
-        message = f"{slug} is retired; keep the model you have."
-        raise Gone(message, code="model_retired")
-    return facts
+    answer = polls.answer_poll(holder.current(), model, request.META)
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
 
 
 @_as_problems
@@ -137,7 +97,9 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
 def _delivery(artifact: Artifact) -> Delivery:
     """Return who sends the bytes: this process, nginx, or the store itself."""
     if settings.ARTIFACT_DELIVERY == "accel":
-        return Accel(blobs.key(artifact.sha256))
+        return Accel(
+            blobs.store().accel_path(artifact.sha256, media_type=artifact.media_type)
+        )
     if settings.ARTIFACT_DELIVERY == "redirect":
         return Redirect(lambda: _presigned(artifact))
     return Stream()

@@ -254,6 +254,11 @@ class Holder:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
+    @property
+    def held(self) -> DecisionSet | None:
+        """Return the set if it was loaded already."""
+        return self._set
+
     def current(self) -> DecisionSet:
         """Return the set; only the very first call of a process reads the database."""
         held = self._set

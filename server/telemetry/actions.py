@@ -94,7 +94,7 @@ def _read(event: object, models: Mapping[str, Model], may_report: Callable[[str]
         raise _Rejected("missing_device")
     data, enrolment = event.get("data") or {}, event.get("enrolment")
     for value in (data, enrolment or {}):
-        if not isinstance(value, Mapping) or len(json.dumps(value)) > MAX_DATA_BYTES:
+        if not isinstance(value, Mapping) or not _is_storable(json.dumps(value)):
             raise _Rejected("invalid_data")
     version = event.get("version")
     if version is not None and (not isinstance(version, int) or not 0 <= version < 2**31):
@@ -112,6 +112,11 @@ def _read(event: object, models: Mapping[str, Model], may_report: Callable[[str]
         data=data,
         occurred_at=_time(event),
     )
+
+
+def _is_storable(document: str) -> bool:
+    # PostgreSQL's JSON cannot hold NUL.
+    return len(document) <= MAX_DATA_BYTES and "\\u0000" not in document
 
 
 def _text(event: Mapping[str, object], name: str, limit: int) -> str:

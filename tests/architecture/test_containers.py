@@ -338,7 +338,6 @@ rollouts.release_version(version=version)
 """
 
 
-@pytest.mark.xfail(strict=False, reason="server.delivery.api names no path in S3 to nginx yet")
 def test_a_released_model_goes_out_through_nginx(deployment: Deployment) -> None:
     extra = {"DJANGO_SETTINGS_MODULE": "server.settings", "PYTHONPATH": str(REPOSITORY)}
     run_python(["-c", RELEASE], deployment.folder, {**deployment.environment, **extra})

@@ -114,10 +114,8 @@ def test_a_photo_becomes_a_model_on_a_device_and_the_next_night_costs_only_what_
     first, second = splits(server).values()
     assert {photo: second[photo] for photo in first} == first, "a photo changed its split"
 
-    client.sync("recyclables")
-    label = client.get_model("recyclables").label
     released = server.call("GET", "/models/recyclables/channels/production/releases")
-    assert label == released["results"][0]["label"]
+    wait_until(lambda: synced_label(client) == released["results"][0]["label"], timeout_s=20)
     client.flush_events()
     with sqlite3.connect(server.data / "nightferry.sqlite3") as database:
         kinds = {row[0] for row in database.execute("SELECT type FROM telemetry_event")}
@@ -156,6 +154,11 @@ def test_a_night_survives_the_kill_of_its_process_in_the_middle_of_training(serv
     assert len(numbers) == len(set(numbers))
     assert ended["version"] == max(numbers)
     assert not Path(f"/proc/{child}").exists()
+
+
+def synced_label(client: nightferry.ModelClient) -> str:
+    client.sync("recyclables")
+    return client.get_model("recyclables").label
 
 
 def process_of(run_id: str, server: LiveServer) -> int:

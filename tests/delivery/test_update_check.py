@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import time
+from wsgiref.util import setup_testing_defaults
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from server.delivery.actions import create_application_key, revoke_application_key
 from server.delivery.decision_set import holder
@@ -156,3 +159,42 @@ def test_a_web_process_notices_a_release_by_itself(client, settings):
     assert poll(client).json()["label"] == "v1"
     # Its thread's connection must be gone before the test's database is.
     holder.close()
+
+
+def test_the_short_way_of_a_poll_says_the_same_as_the_long_one(client, released):
+    from server.wsgi import application
+
+    def ask(query: str, **headers: str):
+        environ: dict = {}
+        setup_testing_defaults(environ)
+        environ |= {
+            "PATH_INFO": "/api/v1/models/recyclables/update",
+            "QUERY_STRING": query,
+            "HTTP_HOST": "localhost",
+            **headers,
+        }
+        seen: dict = {}
+
+        def start(status, headers, exc_info=None):
+            seen.update(status=int(status.split()[0]), headers=dict(headers))
+
+        answer = application(environ, start)
+        body = b"".join(answer)
+        getattr(answer, "close", lambda: None)()
+        return seen["status"], seen["headers"], body
+
+    with CaptureQueriesContext(connection) as queries:
+        status, headers, body = ask("device=d-1&runtime=tflite")
+        again = ask("device=d-1&runtime=tflite", HTTP_IF_NONE_MATCH=headers["ETag"])
+        nothing = ask("device=d-1&runtime=tflite&channel=beta")
+    assert len(queries) == 0
+    assert status == 200
+    long = poll(client)
+    assert body == long.content
+    assert headers["ETag"] == long["ETag"]
+    assert headers["Content-Length"] == str(len(body))
+    assert (again[0], again[2]) == (304, b"")
+    assert (nothing[0], nothing[2]) == (204, b"")
+    refused = ask("device=&runtime=tflite")
+    assert refused[0] == 400
+    assert json.loads(refused[2])["code"] == "missing_device"

@@ -49,6 +49,7 @@ def test_bad_events_are_named_and_do_not_hold_up_the_good_ones(client):
         (event(occurred_at="yesterday"), "invalid_occurred_at"),
         (event(version=-1), "invalid_version"),
         (event(data=[1]), "invalid_data"),
+        (event(data={"k": "a\0b"}), "invalid_data"),
         (event(data={"k": "v" * 5000}), "invalid_data"),
         ("no object", "not_an_object"),
     ]

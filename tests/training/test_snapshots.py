@@ -57,7 +57,11 @@ def test_splits_follow_contributors_and_never_change_between_nights():
     for entry in first.entries.select_related("photo"):
         people.setdefault(entry.photo.contributor, set()).add(entry.split)
     assert all(len(splits) == 1 for splits in people.values())
-    assert {split for splits in people.values() for split in splits} == {"train", "validation", "test"}
+    assert {split for splits in people.values() for split in splits} == {
+        "train",
+        "validation",
+        "test",
+    }
     for person in range(4, 9):
         add_photos(model, "glass", 1, contributor=f"p{person}")
     after = dict(snapshot_of(model).entries.values_list("photo_id", "split"))

@@ -16,6 +16,7 @@ from server.registry.queries import label_names, training_policy
 from server.training import actions as training
 from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
+from worker.ml.compilers import CompiledFile, coreml, tflite
 from worker.ml.errors import MLError
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.uploads import inspect_upload
@@ -58,9 +59,11 @@ def compile_upload(
     reporter.progress("inspecting", 0, 1, {})
     with tempfile.TemporaryDirectory(prefix="nightferry-") as folder:
         path = _fetch(version, Path(folder), store)
-        inspected = inspect_upload(path, version.source_filename)
+        inspected = inspect_upload(path, version.source_filename, labels=version.labels or None)
         _settle(version, inspected)
         reporter.say("inspecting", f"{inspected.kind}, {len(version.labels)} labels.")
+        for warning in inspected.warnings:
+            reporter.say("inspecting", warning, level="warning")
         reference = _reference(version, inspected, path, store)
         if reference.model is not None:
             version.weights_sha256 = ml_training.weights_digest(reference.model)
@@ -79,7 +82,7 @@ def compile_upload(
         else:
             variant = record_variant(
                 version,
-                _as_compiled(inspected, path),
+                _as_compiled(inspected, path, version.source_filename),
                 reference,
                 1.0,
                 store,
@@ -105,8 +108,8 @@ def _settle(version: ModelVersion, inspected: Inspected) -> None:
 
     """
     labels = version.labels or inspected.labels or label_names(version.model)
-    outputs = inspected.output_shape[-1] if inspected.output_shape else len(labels)
-    if outputs != len(labels):
+    outputs = int(inspected.outputs[0]["shape"][-1]) if inspected.outputs[0]["shape"] else 0
+    if outputs > 0 and outputs != len(labels):
         message = (
             f"The network answers with {outputs} numbers, and there are {len(labels)} labels"
             f" ({', '.join(labels[:12])}). Give the labels in the order of the outputs."
@@ -114,12 +117,24 @@ def _settle(version: ModelVersion, inspected: Inspected) -> None:
         raise Unprocessable(message, code="label_count_mismatch")
     version.labels = list(labels)
     if not version.preprocessing:
-        preprocessing = inspected.preprocessing or Preprocessing(
-            width=inspected.input_shape[2], height=inspected.input_shape[1]
-        )
+        _, height, width, *_ = inspected.inputs[0]["shape"]
+        preprocessing = inspected.preprocessing or Preprocessing(width=width, height=height)
         version.preprocessing = preprocessing.to_manifest()
     version.architecture = version.architecture or f"uploaded {inspected.kind}"
     version.save()
+
+
+def _as_compiled(inspected: Inspected, path: Path, filename: str) -> CompiledFile:
+    """Return an uploaded file that devices take as it is."""
+    is_tflite = inspected.runtime == "tflite"
+    return CompiledFile(
+        runtime=inspected.runtime or "",
+        precision=inspected.precision or "unknown",
+        filename=filename,
+        media_type=tflite.MEDIA_TYPE if is_tflite else coreml.MEDIA_TYPE,
+        data=inspected.content or path.read_bytes(),
+        requires=inspected.requires,
+    )
 
 
 def _reference(

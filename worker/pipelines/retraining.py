@@ -96,7 +96,6 @@ def retrain(
     )
     reporter.progress("gating", 0, 1, {})
     verdict = _judge(run, version, reference, sets["test"], policy, store)
-    reporter.say("gating", verdict.sentence, level="info" if verdict.passes else "warning")
     return _publish(run, version, metrics, verdict, policy, context)
 
 
