@@ -322,3 +322,4 @@ UNFOLD = {
     "SITE_URL": None,
 }
 LOGIN_URL = reverse_lazy("admin:login")
+LOGIN_REDIRECT_URL = reverse_lazy("admin:index")

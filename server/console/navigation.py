@@ -64,8 +64,8 @@ def groups(request: HttpRequest) -> list[dict[str, Any]]:
         for model in app["models"]
         if model.get("admin_url")
     }
-    home = {"title": "Home", "icon": "home", "link": reverse("admin:index")}
-    home["active"] = request.path == home["link"]
+    index = reverse("admin:index")
+    home = {"title": "Home", "icon": "home", "link": index, "active": request.path == index}
     bar: list[dict[str, Any]] = [{"items": [home]}]
     for title, entries in _GROUPS:
         items = [_item(request, *entry) for entry in entries if entry[2] in allowed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Count, Max, Q
@@ -32,7 +32,6 @@ class ModelOverview:
     accepted: int = 0
     active_run: TrainingRun | None = None
     newest: ModelVersion | None = None
-    next_steps: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
     def is_unreleased(self) -> bool:
@@ -52,19 +51,19 @@ def overview() -> dict[str, Any]:
     }
     counts = _photo_counts()
     runs = _newest_runs(models)
-    nights = dict(Night.objects.filter(model__in=models).values_list("model_id", "last_on"))
+    nights = {night.model_id: night for night in Night.objects.filter(model__in=models)}
     newest = _newest_versions(models)
-    summaries = dict(Night.objects.filter(model__in=models).values_list("model_id", "summary"))
     rows = []
     for model in models:
         found = runs[model.pk]
         row = ModelOverview(
             model=model,
-            night=_night_sentence(found, nights.get(model.pk), summaries.get(model.pk, "")),
+            night=_night_sentence(found, nights.get(model.pk)),
             serves=serves.get(model.pk),
             active_run=next((run for run in found if run.state in TrainingRun.ACTIVE), None),
             newest=newest.get(model.pk),
-            **counts.get(model.pk, {}),
+            pending=counts.get(model.pk, {}).get("pending", 0),
+            accepted=counts.get(model.pk, {}).get("accepted", 0),
         )
         rows.append(row)
     return {
@@ -101,9 +100,7 @@ def _newest_runs(models: list[Model]) -> dict[int, list[TrainingRun]]:
         .annotate(newest=Max("created_at"))
         .values("newest")
     )
-    wanted = Q(state__in=TrainingRun.ACTIVE) | Q(
-        created_at__in=newest, kind=TrainingRun.Kind.TRAIN
-    )
+    wanted = Q(state__in=TrainingRun.ACTIVE) | Q(created_at__in=newest, kind=TrainingRun.Kind.TRAIN)
     found: dict[int, list[TrainingRun]] = defaultdict(list)
     for run in TrainingRun.objects.filter(wanted, model__in=models).select_related("model"):
         found[run.model_id].append(run)
@@ -124,13 +121,13 @@ def _newest_versions(models: list[Model]) -> dict[int, ModelVersion]:
     return {version.model_id: version for version in ModelVersion.objects.filter(wanted)}
 
 
-def _night_sentence(runs: list[TrainingRun], last_on: Any, summary: str) -> str:
+def _night_sentence(runs: list[TrainingRun], night: Night | None) -> str:
     """Say in one sentence what the last night did."""
     last = next((run for run in runs if run.state not in TrainingRun.ACTIVE), None)
-    trained = last is not None and last.trigger == "nightly" and last.created_at.date() == last_on
-    if last is not None and (trained or last_on is None):
-        when = "Last night" if trained else f"Last trained {last.created_at:%Y-%m-%d %H:%M} UTC"
-        return f"{when}: {last.outcome or last.state}"
-    if last_on is not None:
-        return f"The night of {last_on}: {summary}"
+    if night is not None and last is not None and last.created_at.date() == night.last_on:
+        return f"The night of {night.last_on}: {last.outcome or last.state}"
+    if night is not None:
+        return f"The night of {night.last_on}: {night.summary}"
+    if last is not None:
+        return f"Trained {last.created_at:%Y-%m-%d %H:%M} UTC: {last.outcome or last.state}"
     return "No night yet."

@@ -79,9 +79,7 @@ LAST = {"volunteer": "DELETE volunteers/me", "staff": "DELETE auth/token/current
 PLAIN = {"update": ("GET",), "artifact": ("GET",), "events": ("POST",)}
 
 
-def _patterns(
-    resolver: URLResolver, prefix: str = ""
-) -> Iterator[tuple[str, URLPattern]]:
+def _patterns(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str, URLPattern]]:
     for entry in resolver.url_patterns:
         path = f"{prefix}{entry.pattern}"
         if isinstance(entry, URLResolver):
@@ -96,11 +94,9 @@ def _calls() -> list[str]:
         if not path.startswith("api/v1/"):
             continue
         view = getattr(entry.callback, "cls", None)
-        methods = (
-            [name.upper() for name in ("get", "post", "put", "patch", "delete") if hasattr(view, name)]
-            if view
-            else PLAIN.get(entry.name or "", ())
-        )
+        verbs = ("get", "post", "put", "patch", "delete")
+        seen = [verb.upper() for verb in verbs if hasattr(view, verb)]
+        methods = seen if view else PLAIN.get(entry.name or "", ())
         assert methods, f"{path} is a plain view: say in PLAIN which methods it takes"
         calls += [f"{method} {path.removeprefix('api/v1/')}" for method in methods]
     return calls

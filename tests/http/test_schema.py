@@ -45,7 +45,9 @@ def test_the_schema_is_valid_and_generated_without_warnings(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def headers(db: Any, django_user_model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def headers(
+    db: Any, django_user_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
     # Hundreds of calls a minute are the point here.
     monkeypatch.setattr(ScopedThrottle, "allow_request", lambda *_: True)
     monkeypatch.setattr("server.http.throttles.check", lambda *_: None)

@@ -92,7 +92,8 @@ def test_changing_a_model_changes_what_is_given_and_devices_hear_of_it(call: Ope
     call("PATCH", "/models/birds", {"training_policy": {"seed": None}})
     model.refresh_from_db()
     assert model.training_policy == {"margin": 0.1}
-    assert call("PATCH", "/models/birds", {"nightly_at": "25:00"})[1]["code"] == "invalid_nightly_at"
+    late = call("PATCH", "/models/birds", {"nightly_at": "25:00"})
+    assert late[1]["code"] == "invalid_nightly_at"
     assert call("PATCH", "/models/birds", {"labels": ["x"]})[0] == 400
     assert AuditEntry.objects.filter(action="model.change", actor_name="boss").exists()
 
@@ -110,7 +111,7 @@ def test_a_retired_model_is_gone_for_devices_and_does_not_come_back(
     assert call("POST", "/models/birds/train")[1]["code"] == "model_retired"
 
 
-def test_numbers_are_never_given_twice_and_a_published_version_never_changes(call: Operator) -> None:
+def test_numbers_are_given_once_and_a_published_version_never_changes(call: Operator) -> None:
     model = make_model("birds")
     failed = actions.draft_version(
         model=model, source=ModelVersion.Source.TRAINED, labels=["a"], lineage={}
@@ -191,9 +192,8 @@ def test_keys_open_their_models_until_revoked(call: Operator, client: Any) -> No
 
     def poll(slug: str) -> int:
         holder.refresh()
-        return client.get(
-            f"/api/v1/models/{slug}/update?device=d&runtime=tflite", headers={"X-App-Key": key["key"]}
-        ).status_code
+        path = f"/api/v1/models/{slug}/update?device=d&runtime=tflite"
+        return client.get(path, headers={"X-App-Key": key["key"]}).status_code
 
     assert (poll("birds"), poll("cats")) == (200, 401)
     assert call("DELETE", f"/keys/{key['id']}")[0] == 204

@@ -28,6 +28,7 @@ class Command(BaseCommand):
         if user is None and options["create"]:
             user = users.create_superuser(options["username"])
         if user is None or not (user.is_active and user.is_staff):
-            raise CommandError(f"There is no active member of staff called {options['username']!r}.")
+            name = options["username"]
+            raise CommandError(f"There is no active member of staff called {name!r}.")
         _, text = actions.create_staff_token(user=user, days=options["days"])
         self.stdout.write(text)
