@@ -9,12 +9,15 @@ import shutil
 import signal
 import sqlite3
 import time
+import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import nightferry
 import pytest
 
+from server import blobs
 from tests.support.data import data_folder
 from tests.support.server import LiveServer, running_server
 
@@ -69,13 +72,14 @@ def test_a_photo_becomes_a_model_on_a_device_and_the_next_night_costs_only_what_
     server, tmp_path
 ):
     bring(server, FIRST, tmp_path / "first")
-    server.call("PATCH", "/models/recyclables", {"is_open": True})
+    policy = {"architecture": "mobilenet_v2_0.35_224"}
+    server.call("PATCH", "/models/recyclables", {"is_open": True, "training_policy": policy})
 
     run, lines = train(server)
     assert run["version"] == 1
     assert "split by contributor" in lines
     assert "frozen, with ImageNet weights" in lines
-    assert any(line["metrics"] for line in run["lines"]), "no curve was reported"
+    assert any("loss" in point["metrics"] for point in run["curve"]), "no curve was reported"
 
     version = server.call("GET", "/models/recyclables/versions/1")
     variants = {(v["runtime"], v["precision"]): v for v in version["variants"]}
@@ -129,10 +133,12 @@ def test_a_run_that_fails_says_why_and_leaves_the_incumbent(server, tmp_path):
     assert ended["state"] == "failed"
     assert ended["error_code"] == "too_few_labels"
     assert "Collect or accept more photos" in ended["outcome"]
-    assert server.call("GET", "/models/lonely/channels/production/releases")["results"] == []
+    assert server.call("GET", "/models/lonely/update?device=d-1&runtime=tflite") is None
 
 
 def test_cancel_stops_a_run_in_the_middle(server, tmp_path):
+    policy = {"architecture": "mobilenet_v2_0.35_224", "variants": ["tflite:float32"]}
+    server.call("PATCH", "/models/recyclables", {"training_policy": policy})
     run = server.call("POST", "/models/recyclables/train", {})
     server.call("POST", f"/runs/{run['id']}/cancel", {})
     ended = server.wait_for_run(run["id"], timeout_s=60)
@@ -159,6 +165,47 @@ def test_a_night_survives_the_kill_of_its_process_in_the_middle_of_training(serv
 def synced_label(client: nightferry.ModelClient) -> str:
     client.sync("recyclables")
     return client.get_model("recyclables").label
+
+
+def test_own_trained_files_become_versions(server, tmp_path):
+    """The files of a version made here, brought back as if trained elsewhere."""
+    version = server.call("GET", "/models/recyclables/versions/1")
+    with sqlite3.connect(server.data / "nightferry.sqlite3") as database:
+        source = database.execute(
+            "SELECT source_sha256 FROM registry_modelversion WHERE number = 1"
+        ).fetchone()[0]
+    files = {"own.keras": source}
+    for variant in version["variants"]:
+        name = {"tflite": "own.tflite", "coreml": "own.mlpackage.zip"}[variant["runtime"]]
+        files[name] = variant["sha256"]
+    expected = {"own.keras": 1, "own.tflite": 1, "own.mlpackage.zip": 1}
+    for name, sha256 in files.items():
+        data = (server.data / "blobs" / blobs.key(sha256)).read_bytes()
+        run = upload(server, name, data)
+        ended = server.wait_for_run(run["id"])
+        assert ended["state"] == "succeeded", f"{name}: {ended['outcome']}"
+        made = server.call("GET", f"/models/recyclables/versions/{ended['version']}")
+        shipped = [variant for variant in made["variants"] if variant["is_shipped"]]
+        assert len(shipped) == expected[name], (name, made["variants"])
+        assert made["labels"] == list(LABELS)
+        if name != "own.mlpackage.zip":
+            assert made["metrics"]["accuracy"] > 0.5
+    damaged = upload(server, "own.tflite", b"\x1c\0\0\0TFL3" + b"no model" * 50)
+    ended = server.wait_for_run(damaged["id"])
+    assert ended["state"] == "failed"
+    assert ended["error_code"]
+
+
+def upload(server: LiveServer, name: str, data: bytes):
+    boundary = uuid.uuid4().hex
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    body = head.encode() + data + f"\r\n--{boundary}--\r\n".encode()
+    request = urllib.request.Request(f"{server.url}/api/v1/models/recyclables/versions", body)
+    request.add_header("Content-Type", f"multipart/form-data; boundary={boundary}")
+    request.add_header("Authorization", f"Bearer {server.token}")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.status == 202
+        return json.load(response)
 
 
 def process_of(run_id: str, server: LiveServer) -> int:

@@ -143,10 +143,10 @@ def _reference(
     """Return the test and calibration photos of the newest snapshot, as far as there are any."""
     preprocessing = Preprocessing.from_manifest(version.preprocessing)
     test, train = _photos(version)
-    images = photos.stack_images(test, preprocessing, store)
+    images = photos.load_images(test, preprocessing, store)
     model = ml_training.load_keras(path) if inspected.kind == "keras" else None
     count = training_policy(version.model).calibration_photos
-    calibration = photos.stack_images(train.entries[:count], preprocessing, store)
+    calibration = photos.load_images(train.entries[:count], preprocessing, store)
     if model is not None and len(images):
         probabilities = evaluation.predict_keras(model, images, preprocessing)
     else:
@@ -173,7 +173,8 @@ def _photos(version: ModelVersion) -> tuple[photos.PhotoSet, photos.PhotoSet]:
 def _measure(reference: Reference, version: ModelVersion) -> dict[str, Any]:
     if not len(reference.probabilities):
         return {}
-    return evaluation.measure(reference.probabilities, reference.targets, version.labels)
+    targets = reference.targets.tolist()
+    return evaluation.measure(reference.probabilities, targets, version.labels)
 
 
 def _publish(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from worker.ml import evaluation
 from worker.ml.preprocessing import Preprocessing
-from worker.pipelines.photos import PhotoSet, stack_images
+from worker.pipelines.photos import PhotoSet, load_images
 
 if TYPE_CHECKING:
     from server.blobs import BlobStore
@@ -30,7 +30,7 @@ def answers(
     if exact is None or not version.preprocessing:
         return None
     preprocessing = Preprocessing.from_manifest(version.preprocessing)
-    images = stack_images(test, preprocessing, store)
+    images = load_images(test, preprocessing, store)
     with store.open(exact.sha256) as file:
         probabilities, _ = evaluation.predict_tflite(file.read(), images, preprocessing)
     said = [version.labels[index] for index in probabilities.argmax(axis=1)]

@@ -70,13 +70,11 @@ def read_images(
             yield load_image(file.read(), preprocessing)
 
 
-def stack_images(
+def load_images(
     photos: PhotoSet | Sequence[SnapshotEntry], preprocessing: Preprocessing, store: BlobStore
-) -> NDArray[np.uint8]:
-    """Return the photos as one uint8 array (N, H, W, 3)."""
-    shape = (0, preprocessing.height, preprocessing.width, 3)
-    images = list(read_images(photos, preprocessing, store))
-    return np.stack(images) if images else np.zeros(shape, dtype=np.uint8)
+) -> list[NDArray[np.uint8]]:
+    """Return each photo decoded and resized, uint8 (H, W, 3), all in memory."""
+    return list(read_images(photos, preprocessing, store))
 
 
 def embed_photos(

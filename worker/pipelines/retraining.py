@@ -82,7 +82,8 @@ def retrain(
     version = _draft(run, snapshot, trained, store)
     reference = _reference(trained, sets, policy, store)
     reporter.progress("evaluating", 0, 1, {})
-    metrics = evaluation.measure(reference.probabilities, reference.targets, snapshot.labels)
+    targets = reference.targets.tolist()
+    metrics = evaluation.measure(reference.probabilities, targets, snapshot.labels)
     reporter.say(
         "evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos."
     )
@@ -208,7 +209,7 @@ def _train_from_scratch(
     side = architecture.input_size
     preprocessing = Preprocessing(width=side, height=side, fit=policy.fit)
     images = {
-        split: photos.stack_images(found, preprocessing, store)
+        split: photos.load_images(found, preprocessing, store)
         for split, found in sets.items()
         if split != "test"
     }
@@ -267,9 +268,9 @@ def _reference(
     trained: Trained, sets: dict[str, photos.PhotoSet], policy: TrainingPolicy, store: BlobStore
 ) -> Reference:
     test = sets["test"]
-    images = photos.stack_images(test, trained.preprocessing, store)
+    images = photos.load_images(test, trained.preprocessing, store)
     # Training photos in the order of their content: the same ones whoever compiles.
-    calibration = photos.stack_images(
+    calibration = photos.load_images(
         sets["train"].entries[: policy.calibration_photos], trained.preprocessing, store
     )
     probabilities = evaluation.predict_keras(trained.model, images)

@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 class Reference:
     """What every compiled file is compared with: Keras on the same test photos.
 
-    ``images`` is uint8 (N, H, W, 3), ``targets`` int64 (N,), ``probabilities`` float32 (N, labels).
-    Without photos N is 0: then structure is all that can be checked, and the variant says so.
+    ``images`` are N of uint8 (H, W, 3); ``targets`` are int64 (N,) and ``probabilities`` float32
+    (N, labels). Without photos N is 0: then structure is all that can be checked, and the variant
+    says so.
     """
 
     model: Any
-    images: NDArray[np.uint8]
+    images: Sequence[NDArray[np.uint8]]
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float32]
-    calibration: NDArray[np.uint8]
+    calibration: Sequence[NDArray[np.uint8]]
     preprocessing: Preprocessing
 
     @property
     def accuracy(self) -> float | None:
-        """Return Keras's accuracy, or None without test photos."""
-        if not len(self.targets):
+        """Return Keras's accuracy, or None without test photos or without a Keras network."""
+        if not len(self.probabilities):
             return None
         return float((self.probabilities.argmax(axis=1) == self.targets).mean())
 
@@ -142,9 +143,11 @@ def _measure(
     checks.append(
         {"name": "finite_outputs", "passed": finite, "detail": "every output is a finite number"}
     )
-    measured = evaluation.measure(probabilities, reference.targets, labels)
-    agreement = evaluation.agreement(probabilities, reference.probabilities)
-    return {**measured, "latency_ms": latency, "agreement": agreement}, checks
+    measured = evaluation.measure(probabilities, reference.targets.tolist(), labels)
+    metrics = {**measured, "latency_ms": latency}
+    if len(reference.probabilities):
+        metrics["agreement"] = evaluation.agreement(probabilities, reference.probabilities)
+    return metrics, checks
 
 
 def _refusal(
