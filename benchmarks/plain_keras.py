@@ -46,8 +46,8 @@ def main(epochs: int) -> None:
         def __getitem__(self, index: int):
             rows = slice(index * 32, index * 32 + 32)
             entries = sets["train"].entries[rows]
-            images = photos.stack_images(entries, preprocessing, blobs.store())
-            return images.astype(np.float32), sets["train"].targets[rows]
+            images = photos.load_images(entries, preprocessing, blobs.store())
+            return np.stack(images).astype(np.float32), sets["train"].targets[rows]
 
     begun = time.monotonic()
     backbone = load_backbone(architecture, weights)
@@ -57,8 +57,8 @@ def main(epochs: int) -> None:
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(Photos(), epochs=epochs, verbose=0)
     seconds = time.monotonic() - begun
-    test = photos.stack_images(sets["test"], preprocessing, blobs.store()).astype(np.float32)
-    said = model.predict(test, verbose=0).argmax(axis=1)
+    test = photos.load_images(sets["test"], preprocessing, blobs.store())
+    said = model.predict(np.stack(test).astype(np.float32), verbose=0).argmax(axis=1)
     print(
         json.dumps(
             {
