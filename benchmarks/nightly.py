@@ -137,7 +137,8 @@ def show(results: dict, epochs: int) -> None:
     first, second, keras = results["first run"], results["second run"], results["keras"]
     photos = results["photos"]
     print(f"\n{'':<34}{'photos':>8}{'seconds':>10}{'accuracy':>10}{'peak MiB':>10}")
-    for name, count, run in (("first night", photos[0], first), ("second night", photos[1], second)):
+    nights = (("first night", photos[0], first), ("second night", photos[1], second))
+    for name, count, run in nights:
         peak = results[f"{name.replace('night', 'peak MiB')}"]
         print(f"{name:<34}{count:>8}{run['seconds']:>10.1f}{run['accuracy']:>10.3f}{peak:>10.0f}")
     print(
@@ -147,7 +148,8 @@ def show(results: dict, epochs: int) -> None:
     print("\nSeconds between a stage's log lines (compiling includes measuring every file):")
     stages = sorted({*first["stages"], *second["stages"]})
     for stage in stages:
-        print(f"  {stage:<32}{first['stages'].get(stage, 0):>10.1f}{second['stages'].get(stage, 0):>10.1f}")
+        seconds = (run["stages"].get(stage, 0) for run in (first, second))
+        print(f"  {stage:<32}" + "".join(f"{value:>10.1f}" for value in seconds))
     learning = sum(second["stages"].get(name, 0) for name in ("snapshot", "embedding", "training"))
     print(f"\nsecond night / first night                {second['seconds'] / first['seconds']:.2f}")
     print(f"plain Keras fit / second night, learning  {keras['seconds'] / learning:.1f}")

@@ -6,6 +6,7 @@ Called by ``benchmarks.nightly``, in a process of its own; prints one line of JS
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -41,7 +42,7 @@ def main(epochs: int) -> None:
 
     class Photos(keras.utils.PyDataset):
         def __len__(self) -> int:
-            return -(-len(sets["train"]) // 32)
+            return math.ceil(len(sets["train"]) / 32)
 
         def __getitem__(self, index: int):
             rows = slice(index * 32, index * 32 + 32)
