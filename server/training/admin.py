@@ -18,13 +18,20 @@ from server.photos.models import Photo
 from server.registry.models import Model
 from server.training import actions, queries, uploads
 from server.training.forms import TrainForm, UploadForm
-from server.training.models import DatasetSnapshot, Night, SnapshotEntry, TrainingRun
+from server.training.models import (
+    DatasetSnapshot,
+    Night,
+    RunLine,
+    SnapshotEntry,
+    TrainingRun,
+)
 
 if TYPE_CHECKING:
     import uuid
 
     from django.db.models import QuerySet
     from django.http import HttpRequest
+    from django.utils.safestring import SafeString
 
 _STATE_COLOURS = {
     "queued": "info",
@@ -33,12 +40,18 @@ _STATE_COLOURS = {
     "failed": "danger",
     "cancelled": "info",
 }
-_STAGES = {
-    TrainingRun.Kind.TRAIN: (
-        "snapshot", "embedding", "training", "evaluating", "compiling", "gating",
-    ),
-    TrainingRun.Kind.COMPILE_UPLOAD: ("inspecting", "compiling"),
-}  # fmt: skip
+# Phases as people read them, with the stages that runs report in each.
+_PHASES: dict[str, dict[str, tuple[str, ...]]] = {
+    TrainingRun.Kind.TRAIN: {
+        "snapshot": ("snapshot",),
+        "embedding": ("embedding",),
+        "training": ("training", "regularisation", "head", "scratch"),
+        "evaluating": ("evaluating",),
+        "compiling": ("compiling",),
+        "gate": ("gating",),
+    },
+    TrainingRun.Kind.COMPILE_UPLOAD: {"inspecting": ("inspecting",), "compiling": ("compiling",)},
+}
 
 
 @admin.register(TrainingRun)
@@ -217,10 +230,12 @@ def describe_run(run: TrainingRun) -> dict[str, Any]:
     return {
         "run": run,
         "is_active": run.state in TrainingRun.ACTIVE,
-        "stages": _STAGES[TrainingRun.Kind(run.kind)],
+        "phases": [
+            (phase, run.stage in stages)
+            for phase, stages in _PHASES[TrainingRun.Kind(run.kind)].items()
+        ],
         "percent": min(100, round(share * 100)),
-        "loss_chart": line_chart(_series(points, "loss"), title="Loss"),
-        "accuracy_chart": line_chart(_series(points, "accuracy"), title="Accuracy"),
+        "charts": _charts(points),
         "lines": queries.log(run),
         "duration": _duration(run),
     }
@@ -233,14 +248,28 @@ def _duration(run: TrainingRun) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _series(points: list[Any], word: str) -> dict[str, list[tuple[float, float]]]:
+def _charts(points: list[RunLine]) -> list[SafeString]:
+    """Return a picture of the losses and one of the accuracies of each stage that has some."""
+    stages: dict[str, list[RunLine]] = {}
+    for point in points:
+        stages.setdefault(point.stage, []).append(point)
+    return [
+        line_chart(series, title=f"{word.capitalize()}, {stage}")
+        for stage, found in stages.items()
+        for word in ("loss", "accuracy")
+        if (series := _series(found, word))
+    ]
+
+
+def _series(points: list[RunLine], word: str) -> dict[str, list[tuple[float, float]]]:
     """Return the figures whose names hold ``word``, each as points over the step."""
     series: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         for name, value in point.metrics.items():
             if word in name and isinstance(value, int | float):
                 series.setdefault(name, []).append((point.step, float(value)))
-    return series
+    # One point makes no curve.
+    return {name: line for name, line in series.items() if len(line) > 1}
 
 
 def _chosen_model(request: HttpRequest) -> Model | None:

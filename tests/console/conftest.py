@@ -16,6 +16,12 @@ from server.training.models import DatasetSnapshot, Night, SnapshotEntry, Traini
 from tests.support.factories import make_model, make_version
 
 
+@pytest.fixture(autouse=True)
+def _quick_passwords(settings: Any) -> None:
+    """Spare every test the half second that a password is made to cost."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
 @pytest.fixture
 def model(db: Any) -> Model:
     """Return a model with two versions, both released, and a finished run."""

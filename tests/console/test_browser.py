@@ -130,7 +130,7 @@ def test_a_run_goes_live_without_a_reload(visit: Callable[..., Visit], model: Mo
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
     expect(page.locator(".nf-log")).to_contain_text("Training on 20 photos.")
     training.report_progress(run=run, stage="training", step=6, total=10, metrics={"loss": 0.2})
-    expect(page.get_by_role("img", name="Loss: loss from 0.7 to 0.2")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss, training: loss from 0.7 to 0.2")).to_be_visible()
 
     training.fail_run(run_id=run.pk, reason="Too few photos of metal.")
     expect(page.get_by_role("heading", name="Failed")).to_be_visible()
