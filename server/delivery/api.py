@@ -97,9 +97,7 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
 def _delivery(artifact: Artifact) -> Delivery:
     """Return who sends the bytes: this process, nginx, or the store itself."""
     if settings.ARTIFACT_DELIVERY == "accel":
-        return Accel(
-            blobs.store().accel_path(artifact.sha256, media_type=artifact.media_type)
-        )
+        return Accel(blobs.store().accel_path(artifact.sha256, media_type=artifact.media_type))
     if settings.ARTIFACT_DELIVERY == "redirect":
         return Redirect(lambda: _presigned(artifact))
     return Stream()

@@ -25,15 +25,15 @@ class JobPage(ModelAdmin):
     actions = ("cancel",)
     show_full_result_count = False
 
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+    def has_add_permission(self, request: HttpRequest) -> bool:
         """Say no: jobs are queued by what needs them."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:  # noqa: ARG002
+    def has_change_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:
         """Say no."""
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:  # noqa: ARG002
+    def has_delete_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:
         """Say no: the ledger is history."""
         return False
 

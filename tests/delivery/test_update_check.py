@@ -51,10 +51,28 @@ def test_a_poll_gets_the_manifest_and_then_304_with_no_query(
 
 def test_every_member_of_the_contract_is_there_and_no_address_expires(client, released):
     manifest = poll(client).json()
-    assert set(manifest) == set(
-        "spec_version model channel label version kind reason created_at mandatory notes artifact"
-        " patches labels preprocessing selftest requires metrics enrolment revoked poll".split()
-    )
+    assert set(manifest) == {
+        "spec_version",
+        "model",
+        "channel",
+        "label",
+        "version",
+        "kind",
+        "reason",
+        "created_at",
+        "mandatory",
+        "notes",
+        "artifact",
+        "patches",
+        "labels",
+        "preprocessing",
+        "selftest",
+        "requires",
+        "metrics",
+        "enrolment",
+        "revoked",
+        "poll",
+    }
     assert manifest["artifact"]["path"] == f"/api/v1/artifacts/{manifest['artifact']['sha256']}"
     assert "http" not in json.dumps(manifest)
 

@@ -28,11 +28,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with postgresql() as server:
             env = os.environ | {"DATABASE_URL": server.create_database()}
-            print(f"The same tests on PostgreSQL, {server.url()}", flush=True)  # noqa: T201
+            print(f"The same tests on PostgreSQL, {server.url()}", flush=True)
             command = [sys.executable, "-m", "pytest", *(arguments or DEFAULT)]
             return subprocess.run(command, env=env, check=False).returncode
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
-        print(missing.msg, file=sys.stderr)  # noqa: T201
+        print(missing.msg, file=sys.stderr)
         return 1 if os.environ.get("CI") == "true" else 0
 
 

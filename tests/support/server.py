@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PASSWORD = "only-for-tests-1"  # noqa: S105
+PASSWORD = "only-for-tests-1"
 
 
 @dataclass
