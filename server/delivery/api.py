@@ -83,7 +83,7 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
     if sha256 in decisions.revoked:
         message = "This file was revoked; ask the update check what to run."
         raise Gone(message, code="artifact_revoked")
-    return ranged_response(
+    response = ranged_response(
         request,
         open_reader=lambda: blobs.store().open(sha256),
         size_bytes=artifact.size_bytes,
@@ -92,6 +92,10 @@ def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
         filename=artifact.filename,
         delivery=_delivery(artifact),
     )
+    if not any(decisions.models[slug].is_open for slug in artifact.models):
+        # A shared cache must not hand on what took a key to get.
+        response["Cache-Control"] = response.get("Cache-Control", "").replace("public", "private")
+    return response
 
 
 def _delivery(artifact: Artifact) -> Delivery:

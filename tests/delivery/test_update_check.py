@@ -139,6 +139,7 @@ def test_a_closed_model_opens_with_its_key_until_that_is_revoked(client):
     opened = client.get(path, headers={"X-App-Key": text})
     assert opened.status_code == 200
     assert b"".join(opened.streaming_content)
+    assert "private" in opened["Cache-Control"]
     revoke_application_key(key=key, actor=None)
     holder.refresh()
     assert poll(client, "closed", headers={"X-App-Key": text}).status_code == 401
