@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     import keras
 
 _FEATURE_SIZE: Final = 1280
-_TOP_ARRAYS: Final = 2
 
 
 def _build(input_size: int, *, alpha: float) -> keras.Model:
@@ -35,20 +35,19 @@ def _load(model: keras.Model, path: Path, *, alpha: float) -> None:
     """
     import keras
 
-    for include_top in (False, True):
-        reference = keras.applications.MobileNetV2(
-            input_shape=(224, 224, 3), alpha=alpha, include_top=include_top, weights=None
-        )
-        try:
+    reference = keras.applications.MobileNetV2(
+        input_shape=(224, 224, 3), alpha=alpha, include_top=False, weights=None
+    )
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns of layers that it leaves at random.
+            warnings.simplefilter("error", UserWarning)
             reference.load_weights(path)
-        except (ValueError, KeyError, OSError) as error:
-            reason = error
-            continue
-        arrays = reference.get_weights()
-        model.set_weights(arrays[:-_TOP_ARRAYS] if include_top else arrays)
-        return
-    message = f"{path.name} does not hold weights of MobileNetV2 {alpha}: {reason}"
-    raise WeightsUnavailable(message, code="weights_wrong")
+    except (ValueError, KeyError, OSError, UserWarning) as error:
+        reason = str(error).splitlines()[0]
+        message = f"{path.name} does not hold weights of MobileNetV2 {alpha}: {reason}"
+        raise WeightsUnavailable(message, code="weights_wrong") from error
+    model.set_weights(reference.get_weights())
 
 
 def _architecture(alpha: float) -> Architecture:

@@ -13,7 +13,7 @@ from worker.ml.architectures.base import Architecture
 if TYPE_CHECKING:
     import keras
 
-_FILTERS: Final = (32, 64, 128)
+_FILTERS: Final = (16, 32, 64)
 _SMALLEST_MAP_PX: Final = 4
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -90,7 +91,9 @@ def quiet() -> Iterator[Any]:
     """
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        # It leaves temporary folders to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         import coremltools
 
         yield coremltools
