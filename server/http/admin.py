@@ -8,6 +8,8 @@ from axes.models import AccessAttempt, AccessFailureLog, AccessLog
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
+from django.urls import reverse
+from django.utils.html import format_html
 from django_celery_beat import models as beat
 from knox.models import AuthToken
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
@@ -16,6 +18,8 @@ from server.http.models import AuditEntry
 from server.http.pages import Page, ReadOnlyPage, display, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from django.http import HttpRequest
 
 # The schedule is the server's own (NIGHTLY_AT and each model's time); its rows are to look at.
@@ -37,6 +41,27 @@ class UserPage(UserAdmin, Page):  # type: ignore[type-arg]
     change_password_form = AdminPasswordChangeForm
     list_display = ("username", "is_staff", "is_superuser", "is_active", "last_login")
     list_filter = ("is_staff", "is_superuser", "is_active")
+
+    def get_deleted_objects(self, objs: Iterable[User], request: HttpRequest) -> Any:
+        """Refuse to delete volunteers' accounts, which alone would leave their photos behind."""
+        # By attribute: volunteers belong to a layer above this one.
+        people = [user for user in objs if hasattr(user, "volunteer")]
+        if not people:
+            return super().get_deleted_objects(objs, request)  # type: ignore[arg-type]
+        return [], {}, set(), [_instead(user) for user in people]
+
+
+def _instead(user: Any) -> str:
+    """Say what to delete instead of a volunteer's account, and where."""
+    kind = user.volunteer._meta  # noqa: SLF001
+    address = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[user.volunteer.pk])
+    return format_html(
+        '{} is the account of <a href="{}">{}</a>: delete the volunteer instead: it erases their '
+        "photos",
+        user.username,
+        address,
+        user.volunteer,
+    )
 
 
 @admin.register(Group)

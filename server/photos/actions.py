@@ -125,6 +125,8 @@ def erase_volunteer(*, volunteer: Volunteer, actor: Actor) -> int:
     What stays: for each photo a row without person or pixels, and keyed digests that stop the
     same file from being imported again.
     """
+    # No photo may arrive meanwhile: uploads take the same lock.
+    Volunteer.objects.select_for_update().get(pk=volunteer.pk)
     photos = list(Photo.objects.select_for_update().filter(volunteer=volunteer))
     _forget(photos)
     Photo.objects.filter(volunteer=volunteer).update(

@@ -14,6 +14,8 @@ from server.photos import actions
 from server.photos.models import Challenge, Consent, Photo, Review, Volunteer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from django.db.models import QuerySet
     from django.forms import ModelForm
     from django.http import HttpRequest
@@ -183,6 +185,13 @@ class VolunteerAdmin(ModelAdmin):
         """Change trust by its action, which writes the audit row."""
         del form, change
         actions.set_trusted(volunteers=[obj], is_trusted=obj.is_trusted, actor=request.user)
+
+    def get_deleted_objects(self, objs: Iterable[Volunteer], request: HttpRequest) -> Any:
+        """Say what an erasure takes; what protects photos from other deletions is no bar to it."""
+        counts = [(volunteer, volunteer.photos.count()) for volunteer in objs]
+        lines = [f"{volunteer}, with {count} photos" for volunteer, count in counts]
+        total = {"volunteers": len(counts), "photos": sum(count for _, count in counts)}
+        return lines, total, set(), []
 
     def delete_model(self, request: HttpRequest, obj: Volunteer) -> None:
         """Erase the person with all that is theirs."""

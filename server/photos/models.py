@@ -90,8 +90,9 @@ class Photo(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     model = models.ForeignKey("registry.Model", on_delete=models.PROTECT, related_name="photos")
     label = models.ForeignKey("registry.Label", on_delete=models.PROTECT, related_name="photos")
+    # Without a volunteer a photo counts as imported, so only an erasure may take theirs away.
     volunteer = models.ForeignKey(
-        Volunteer, null=True, blank=True, on_delete=models.SET_NULL, related_name="photos"
+        Volunteer, null=True, blank=True, on_delete=models.PROTECT, related_name="photos"
     )
     contributor = models.CharField(
         max_length=200,

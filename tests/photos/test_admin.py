@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.db.models import ProtectedError
 
 from server.http.models import AuditEntry
+from server.photos import queries
 from server.photos.models import Photo, Review, Volunteer
 from tests.photos.people import picture, register
 
@@ -78,6 +81,39 @@ def test_deleting_a_volunteer_erases_the_photos(desk, photos, person):
     desk.post(f"/admin/photos/volunteer/{person.id}/delete/", {"post": "yes"})
     assert not Volunteer.objects.exists()
     assert {photo.state for photo in Photo.objects.all()} == {"withdrawn"}
+
+
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_a_volunteers_account_is_not_deleted_around_the_erasure(
+    desk, photos, person, model, in_bulk
+):
+    act(desk, "photo", "accept", photos)
+    user = Volunteer.objects.get().user
+    form = {"post": "yes", "action": "delete_selected", "_selected_action": [user.pk]}
+    page = "/admin/auth/user/" if in_bulk else f"/admin/auth/user/{user.pk}/delete/"
+    answer = desk.post(page, form).content.decode()
+    assert "delete the volunteer instead: it erases their photos" in answer
+    assert f"/admin/photos/volunteer/{person.id}/" in answer
+    person.call("patch", "/volunteers/me", {"consent": {"train": False}})
+    with pytest.raises(ProtectedError):
+        user.delete()
+    assert Photo.objects.filter(volunteer=person.id, state="accepted").count() == 3
+    assert not queries.trainable_photos(model).exists()
+
+    page = f"/admin/photos/volunteer/{person.id}/delete/"
+    assert "wren, with 3 photos" in desk.get(page).content.decode()
+    if in_bulk:
+        form["_selected_action"] = [person.id]
+        page = "/admin/photos/volunteer/"
+    assert desk.post(page, form).status_code == 302
+    assert not get_user_model().objects.filter(pk=user.pk).exists()
+    assert {photo.state for photo in Photo.objects.all()} == {"withdrawn"}
+
+
+def test_accounts_without_a_volunteer_are_deleted(desk, photos, django_user_model):
+    user = django_user_model.objects.create_user("left")
+    assert desk.post(f"/admin/auth/user/{user.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert not django_user_model.objects.filter(pk=user.pk).exists()
 
 
 def test_a_challenge_is_written_in_the_admin(desk, model):
