@@ -32,7 +32,8 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
 def _make_data_folder() -> None:
     """Make the folder of the embedded database, blobs and broker."""
     try:
-        NIGHTFERRY_DATA.mkdir(parents=True, exist_ok=True)
+        # Photos and addresses lie here: other users of the machine have no business in it.
+        NIGHTFERRY_DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         message = (
             f"NIGHTFERRY_DATA is {str(NIGHTFERRY_DATA)!r}, which cannot be made"

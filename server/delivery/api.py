@@ -55,6 +55,7 @@ def _as_problems(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpRes
     return wrapped
 
 
+@csrf_exempt
 @_as_problems
 def check_update(request: HttpRequest, model: str) -> HttpResponse:
     """Answer one poll: 200 manifest, 304, or 204; no database query."""
@@ -64,6 +65,7 @@ def check_update(request: HttpRequest, model: str) -> HttpResponse:
     return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
 
 
+@csrf_exempt
 @_as_problems
 def fetch_artifact(request: HttpRequest, sha256: str) -> HttpResponseBase:
     """Serve the bytes of a released variant: ranges, validators, HEAD."""
@@ -134,7 +136,7 @@ def take_events(request: HttpRequest) -> HttpResponse:
         raise InvalidInput(message, code="too_many_events")
     try:
         body = json.loads(request.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = "The body is not JSON."
         raise InvalidInput(message, code="invalid_json") from error
     decisions, key = holder.current(), request.headers.get("X-App-Key", "")

@@ -131,7 +131,10 @@ def load() -> DecisionSet:
     artifacts: dict[str, Artifact] = {}
     revoked: set[str] = set()
     for channel in Channel.objects.all():
-        facts = models[channel.model_id]
+        facts = models.get(channel.model_id)
+        if facts is None:
+            # Made since the models were read; the epoch has grown, so the next look finds it.
+            continue
         revoked |= _add_channel(facts, channel, releases[channel.pk], shipped, artifacts)
     # What is revoked on one channel may still be served on another.
     served = {sha256 for m in models.values() for _, sha256 in m.manifests if sha256}
@@ -300,6 +303,9 @@ class Holder:
             except DatabaseError as error:
                 connection.close()
                 log.warning("decision_set_stale", error=str(error))
+            except Exception:
+                # Whatever it is, the next look may go well; a thread that ended never looks again.
+                log.exception("decision_set_stale")
         connection.close()
 
 

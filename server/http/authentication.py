@@ -5,12 +5,23 @@ Devices authenticate by application key, in ``server.delivery``: their calls tou
 
 from __future__ import annotations
 
+from typing import Any
+
 from knox.auth import TokenAuthentication
 from rest_framework.authentication import SessionAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
 
 
 class BearerAuthentication(TokenAuthentication):
     """``Authorization: Bearer <token>``; only a digest of the token is stored."""
+
+    def authenticate(self, request: Request) -> Any:
+        """Return user and token; bytes that are no text are no token."""
+        try:
+            return super().authenticate(request)
+        except UnicodeError as error:
+            raise AuthenticationFailed("Invalid token.") from error
 
 
 class StaffSessionAuthentication(SessionAuthentication):

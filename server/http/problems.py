@@ -73,6 +73,9 @@ def _as_domain_error(exception: Exception) -> errors.DomainError | None:
         return errors.RateLimited(f"Too many requests; try again in {wait} s.", retry_after_s=wait)
     if isinstance(exception, RequestDataTooBig | TooManyFilesSent):
         return errors.TooLarge("The request is larger than this server takes.")
+    if isinstance(exception, RecursionError):
+        # The framework's JSON parser gives up only here.
+        return errors.InvalidInput("The body is nested too deeply.", code="invalid_json")
     for source, target in _TRANSLATIONS:
         if isinstance(exception, source):
             return target(_sentence(exception))

@@ -37,8 +37,8 @@ def release_version(
 
     Raises:
         Conflict: ``version_not_published``, ``no_shipped_variant``, ``model_retired``,
-            ``version_revoked`` (it was killed here before) or ``identical_release`` (the channel
-            serves these very files already).
+            ``version_revoked`` (files of it were killed here before) or ``identical_release``
+            (the channel serves these very files already).
         InvalidInput: ``invalid_channel``.
 
     """
@@ -52,8 +52,11 @@ def release_version(
         message = f"Version {version} has no variant that may be shipped."
         raise Conflict(message, code="no_shipped_variant")
     stream = _lock_channel(version.model, channel)
-    if stream.releases.filter(version=version, killed_at__isnull=False).exists():
-        message = f"Version {version} was killed on {channel}; train or upload a new one."
+    if _shipped(version) & queries.killed_files(stream):
+        message = (
+            f"Version {version} holds files that were killed on {channel}; train on other photos"
+            " or upload another."
+        )
         raise Conflict(message, code="version_revoked")
     current = queries.current_release(stream)
     if current is not None and _shipped(current.version) == _shipped(version):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from server.domain.errors import NotFound
-from server.registry.models import Model
+from server.registry.models import Model, Variant
 from server.rollouts.models import Channel, DecisionEpoch, Release
 
 
@@ -47,6 +47,19 @@ def incumbent(model: Model, channel: str) -> Release | None:
     """Return what the channel of that name serves now."""
     stream = model.channels.filter(name=channel).first()
     return current_release(stream) if stream is not None else None
+
+
+def killed_files(channel: Channel) -> set[str]:
+    """Return the hashes of every file that was killed on the channel."""
+    killed = channel.releases.filter(killed_at__isnull=False).values("version")
+    files = Variant.objects.filter(version__in=killed, is_shipped=True)
+    return set(files.values_list("sha256", flat=True))
+
+
+def waits_for_person(model: Model, channel: str) -> bool:
+    """Say whether everything on the channel was killed: then only a person releases again."""
+    stream = model.channels.filter(name=channel).first()
+    return stream is not None and stream.releases.exists() and current_release(stream) is None
 
 
 def earlier_release(channel: Channel, current: Release | None) -> Release | None:

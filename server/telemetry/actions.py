@@ -75,7 +75,7 @@ def _store(rows: Mapping[uuid.UUID, Event], receipt: Receipt) -> None:
 
 def _slugs(events: Sequence[object]) -> set[str]:
     slugs = (event.get("model") for event in events if isinstance(event, Mapping))
-    return {slug for slug in slugs if isinstance(slug, str)}
+    return {slug for slug in slugs if isinstance(slug, str) and _is_text(slug)}
 
 
 def _read(event: object, models: Mapping[str, Model], may_report: Callable[[str], bool]) -> Event:
@@ -94,7 +94,7 @@ def _read(event: object, models: Mapping[str, Model], may_report: Callable[[str]
         raise _Rejected("missing_device")
     data, enrolment = event.get("data") or {}, event.get("enrolment")
     for value in (data, enrolment or {}):
-        if not isinstance(value, Mapping) or not _is_storable(json.dumps(value)):
+        if not isinstance(value, Mapping) or not _is_storable(value):
             raise _Rejected("invalid_data")
     version = event.get("version")
     if version is not None and (not isinstance(version, int) or not 0 <= version < 2**31):
@@ -114,17 +114,29 @@ def _read(event: object, models: Mapping[str, Model], may_report: Callable[[str]
     )
 
 
-def _is_storable(document: str) -> bool:
-    # PostgreSQL's JSON cannot hold NUL.
-    return len(document) <= MAX_DATA_BYTES and "\\u0000" not in document
+def _is_storable(value: object) -> bool:
+    """Say whether the databases take it: no NaN, no NUL, no half of a surrogate pair."""
+    try:
+        document = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return len(document) <= MAX_DATA_BYTES and _is_text(document) and "\\u0000" not in document
+
+
+def _is_text(value: str) -> bool:
+    # PostgreSQL cannot store NUL in text, and nothing can store half of a surrogate pair.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def _text(event: Mapping[str, object], name: str, limit: int) -> str:
     value = event.get(name)
     if value is None:
         return ""
-    # PostgreSQL cannot store NUL in text.
-    if not isinstance(value, str) or len(value) > limit or "\0" in value:
+    if not isinstance(value, str) or len(value) > limit or not _is_text(value):
         raise _Rejected(f"invalid_{name}")
     return value
 
@@ -139,6 +151,6 @@ def _event_id(event: Mapping[str, object]) -> uuid.UUID:
 def _time(event: Mapping[str, object]) -> datetime:
     try:
         moment = datetime.fromisoformat(str(event.get("occurred_at")))
-    except ValueError as error:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise _Rejected("invalid_occurred_at") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

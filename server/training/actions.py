@@ -317,7 +317,11 @@ def _split(
     )
     everything = pinned | assigned
     splits = {photo.pk: everything[units[photo.pk]] for photo in photos}
-    return ("contributor" if by_contributor else "photo"), splits
+    if not by_contributor:
+        return "photo", splits
+    # People who were too few at first had their photos assigned singly, and those stay.
+    is_mixed = any(p.contributor and units[p.pk] == f"photo:{p.pk}" for p in photos)
+    return ("mixed" if is_mixed else "contributor"), splits
 
 
 def _units(photos: Iterable[Photo], units: dict[uuid.UUID, str]) -> list[Unit]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A night missed by more than this (the machine was off) waits for the next one.
 CATCH_UP = timedelta(hours=6)
+# How long a transaction that accepts photos may take.
+COMMIT_DELAY = timedelta(minutes=10)
 # One answer's worth; who wants more asks again from the last id on.
 MAX_LINES = 2000
 
@@ -73,13 +75,23 @@ def new_photo_count(model: Model) -> int:
     )
     photos = accepted_photos(model)
     if last is not None and last.snapshot is not None:
-        # The moment counts, not the entries: photos a cap left out are not new every night.
-        photos = photos.filter(decided_at__gt=last.snapshot.created_at)
+        # The moment counts and not the entries alone: photos that a cap left out are not new
+        # every night. What was accepted just before may have been committed just after.
+        since = last.snapshot.created_at - COMMIT_DELAY
+        photos = photos.filter(decided_at__gt=since)
+        photos = photos.exclude(snapshot_entries__snapshot=last.snapshot)
     return photos.count()
 
 
-def is_night_due(model: Model, now: datetime, last_on: date | None) -> bool:
-    """Say whether the model's nightly should start: it is time, and today was not looked at."""
+def due_night(model: Model, now: datetime, last_on: date | None) -> date | None:
+    """Return the date of the night that should start now and was not looked at yet, if any.
+
+    A night missed while the server was away is made up for within ``CATCH_UP``, past midnight too.
+    """
     hours, minutes = (model.nightly_at or settings.NIGHTLY_AT).split(":")
-    due_at = datetime.combine(now.astimezone(UTC).date(), time(int(hours), int(minutes)), UTC)
-    return due_at <= now < due_at + CATCH_UP and last_on != due_at.date()
+    today = now.astimezone(UTC).date()
+    for day in (today, today - timedelta(days=1)):
+        due_at = datetime.combine(day, time(int(hours), int(minutes)), UTC)
+        if due_at <= now < due_at + CATCH_UP and (last_on is None or last_on < day):
+            return day
+    return None

@@ -64,6 +64,23 @@ def test_what_is_killed_on_one_channel_may_be_served_on_another():
     assert not decisions.revoked
 
 
+def test_killed_files_do_not_come_back_under_another_number():
+    model = make_model()
+    first = make_version(model)
+    actions.release_version(version=first)
+    actions.kill(model=model)
+    assert queries.waits_for_person(model, "production")
+    twin = make_version(model)
+    for variant in twin.variants.all():
+        same = first.variants.get(runtime=variant.runtime, precision=variant.precision)
+        type(variant).objects.filter(pk=variant.pk).update(sha256=same.sha256)
+    with pytest.raises(Conflict) as raised:
+        actions.release_version(version=twin)
+    assert raised.value.code == "version_revoked"
+    actions.release_version(version=make_version(model))
+    assert not queries.waits_for_person(model, "production")
+
+
 def test_what_cannot_be_released_says_why():
     model = make_model()
     version = make_version(model)

@@ -50,6 +50,12 @@ def test_bad_events_are_named_and_do_not_hold_up_the_good_ones(client):
         (event(version=-1), "invalid_version"),
         (event(data=[1]), "invalid_data"),
         (event(data={"k": "a\0b"}), "invalid_data"),
+        (event(data={"k": "\ud800"}), "invalid_data"),
+        (event(data={"k": float("nan")}), "invalid_data"),
+        (event(device="\ud800"), "invalid_device"),
+        (event(model="\ud800"), "invalid_model"),
+        (event(occurred_at="0001-01-01T00:00:00+23:00"), "invalid_occurred_at"),
+        (event(occurred_at="9999-12-31T23:59:59-23:00"), "invalid_occurred_at"),
         (event(data={"k": "v" * 5000}), "invalid_data"),
         ("no object", "not_an_object"),
     ]
@@ -64,6 +70,7 @@ def test_bad_events_are_named_and_do_not_hold_up_the_good_ones(client):
     ("body", "code"),
     [
         ("{", "invalid_json"),
+        ("[" * 100_000, "invalid_json"),
         ("[]", "invalid_events"),
         ('{"events": "all"}', "invalid_events"),
         ('{"events": [' + ",".join(["{}"] * 101) + "]}", "too_many_events"),

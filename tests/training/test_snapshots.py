@@ -122,4 +122,27 @@ def test_only_models_with_new_accepted_photos_are_due_and_each_once_a_night(sett
     nightly.tick(now=night + dt.timedelta(days=1, minutes=1))
     assert TrainingRun.objects.filter(trigger="nightly").count() == 1
     late = night + dt.timedelta(days=2, hours=12)
-    assert not queries.is_night_due(model, late, model.night.last_on)
+    assert queries.due_night(model, late, model.night.last_on) is None
+
+
+def test_a_night_missed_before_midnight_is_made_up_for_after_it(settings):
+    settings.NIGHTLY_AT = "23:30"
+    model = make_model()
+    past_midnight = dt.datetime(2026, 3, 2, 0, 10, tzinfo=dt.UTC)
+    assert queries.due_night(model, past_midnight, None) == dt.date(2026, 3, 1)
+    assert queries.due_night(model, past_midnight, dt.date(2026, 3, 1)) is None
+
+
+def test_a_model_that_is_busy_when_its_night_comes_keeps_it(settings):
+    from worker.pipelines import nightly
+
+    settings.NIGHTLY_AT = "02:30"
+    model = make_model()
+    add_photos(model, "glass", 1)
+    busy = actions.request_run(model=model)
+    night = dt.datetime(2026, 3, 1, 2, 31, tzinfo=dt.UTC)
+    nightly.tick(now=night)
+    assert not TrainingRun.objects.filter(trigger="nightly").exists()
+    actions.cancel_run(run=busy, actor=None)
+    nightly.tick(now=night + dt.timedelta(minutes=5))
+    assert TrainingRun.objects.filter(trigger="nightly").count() == 1

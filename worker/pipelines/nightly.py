@@ -14,37 +14,42 @@ from server.training import actions, queries
 from server.training.models import Night
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import date, datetime
 
 log = structlog.get_logger(__name__)
 
 
 def tick(*, now: datetime) -> None:
     """Start the runs that are due at ``now``, and sweep up; called every minute."""
-    remove_forgotten_blobs()
     for model in Model.objects.filter(retired_at__isnull=True, nightly_enabled=True):
         night = Night.objects.filter(model=model).first()
-        if queries.is_night_due(model, now, night.last_on if night else None):
-            log.info("nightly", model=model.slug, summary=start_night(model=model, now=now))
+        due = queries.due_night(model, now, night.last_on if night else None)
+        if due is not None:
+            # One model's trouble must not cost the others their night.
+            try:
+                log.info("nightly", model=model.slug, summary=start_night(model=model, night=due))
+            except Exception:
+                log.exception("nightly_failed", model=model.slug)
+    remove_forgotten_blobs()
 
 
-def start_night(*, model: Model, now: datetime, trigger: str = "nightly") -> str:
-    """Start one model's run if it has new accepted photos; return what was done, in a sentence."""
+def start_night(*, model: Model, night: date) -> str:
+    """Start one model's run if it has new accepted photos; return what was done, in a sentence.
+
+    A model that is busy keeps its night: the next minute tries again.
+    """
     with transaction.atomic():
         Model.objects.select_for_update().get(pk=model.pk)
-        night, created = Night.objects.get_or_create(model=model, defaults={"last_on": now.date()})
-        if not created and trigger == "nightly" and night.last_on == now.date():
-            return night.summary
+        row = Night.objects.filter(model=model).first()
+        if row is not None and row.last_on >= night:
+            return row.summary
         count = queries.new_photo_count(model)
-        night.last_on = now.date()
-        night.summary = _start(model, count, trigger) if count else "No new photos: nothing to do."
-        night.save()
-    return night.summary
-
-
-def _start(model: Model, count: int, trigger: str) -> str:
-    try:
-        run = actions.request_run(model=model, trigger=trigger)
-    except Conflict as conflict:
-        return conflict.detail
-    return f"{count} new photos: run {run.pk} started."
+        summary = "No new photos: nothing to do."
+        if count:
+            try:
+                run = actions.request_run(model=model, trigger="nightly")
+            except Conflict as conflict:
+                return conflict.detail
+            summary = f"{count} new photos: run {run.pk} started."
+        Night.objects.update_or_create(model=model, defaults={"last_on": night, "summary": summary})
+    return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from django.conf import settings
 
 from server import blobs
-from server.domain.errors import Conflict, Unprocessable
+from server.domain.errors import Conflict, Unavailable, Unprocessable
 from server.domain.promotion import GateVerdict, judge_candidate
 from server.registry import actions as registry
 from server.registry.models import ModelVersion
@@ -44,6 +44,14 @@ FROM_SCRATCH = "small_cnn"
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """The gate's verdict, and why a person has to release all the same; blank where none has."""
+
+    verdict: GateVerdict
+    hold: str
+
+
+@dataclass(frozen=True)
 class Trained:
     """What training gives: the network and how its photos are prepared."""
 
@@ -65,6 +73,9 @@ def run(context: JobContext) -> Mapping[str, Any] | None:
         return retrain(started, context=context, reporter=reporter, store=blobs.store())
     except MLError as error:
         raise Unprocessable(str(error), code=error.code) from error
+    except blobs.BlobNotFound as error:
+        message = "A photo was withdrawn while the run read it; the run starts again without it."
+        raise Unavailable(message, code="photo_withdrawn") from error
 
 
 def retrain(
@@ -96,8 +107,8 @@ def retrain(
         reporter=reporter,
     )
     reporter.progress("gating", 0, 1, {})
-    verdict = _judge(run, version, reference, sets["test"], policy, store)
-    return _publish(run, version, metrics, verdict, policy, context)
+    judgement = _judge(run, version, reference, sets["test"], policy, store)
+    return _publish(run, version, metrics, judgement, policy, context)
 
 
 def _describe(snapshot: DatasetSnapshot) -> str:
@@ -110,6 +121,12 @@ def _describe(snapshot: DatasetSnapshot) -> str:
         f"{sum(sizes.values())} photos of {len(snapshot.labels)} labels: {sizes['train']} train,"
         f" {sizes['validation']} validate, {sizes['test']} test, split by {snapshot.split_by}."
     )
+    if snapshot.split_by == "mixed":
+        sentence = sentence.replace("split by mixed", "split by contributor")
+        sentence += (
+            " People who were too few at first have their early photos assigned singly, so the"
+            " test figure may flatter."
+        )
     if snapshot.split_by == "photo":
         sentence += " Fewer than three contributors are known, so the test figure may flatter."
     if snapshot.counts.get("left_out_by_cap"):
@@ -286,40 +303,61 @@ def _judge(
     test: photos.PhotoSet,
     policy: TrainingPolicy,
     store: BlobStore,
-) -> GateVerdict:
+) -> Judgement:
     right = reference.probabilities.argmax(axis=1) == reference.targets
     release = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
-    before = None
-    if release is not None and release.version_id != version.pk:
-        before = incumbents.answers(release.version, test, version.labels, store)
+    before, hold = None, ""
+    if release is not None:
+        before, hold = _ask_incumbent(release.version, test, version.labels, store)
+    elif rollout_queries.waits_for_person(run.model, rollouts.PRODUCTION):
+        hold = "Everything released before was killed, so a person has to release again."
     frequent = np.bincount(reference.targets).max() / len(reference.targets)
-    return judge_candidate(
+    verdict = judge_candidate(
         right.tolist(), before, margin=policy.margin, most_frequent_share=float(frequent)
     )
+    return Judgement(verdict, hold)
+
+
+def _ask_incumbent(
+    incumbent: ModelVersion, test: photos.PhotoSet, labels: Sequence[str], store: BlobStore
+) -> tuple[list[bool] | None, str]:
+    """Return the incumbent's answers, or None and why there are none."""
+    try:
+        answers = incumbents.answers(incumbent, test, labels, store)
+    except (MLError, blobs.BlobNotFound) as error:
+        return None, f"The incumbent could not be run ({error}), so a person has to release."
+    if answers is None:
+        return None, "The incumbent cannot be run on this server, so a person has to release."
+    return answers, ""
 
 
 def _publish(
     run: TrainingRun,
     version: ModelVersion,
     metrics: dict[str, Any],
-    verdict: GateVerdict,
+    judgement: Judgement,
     policy: TrainingPolicy,
     context: JobContext,
 ) -> dict[str, Any]:
     """Publish, release and close the run in one transaction, if the job is still ours."""
     with context.holding():
-        registry.publish_version(version=version, metrics={**metrics, "gate": vars(verdict)})
-        outcome = _release(version, verdict, policy)
+        registry.publish_version(
+            version=version, metrics={**metrics, "gate": vars(judgement.verdict)}
+        )
+        outcome = _release(version, judgement, policy)
         training.succeed_run(run=run, outcome=outcome)
         result = {"version": version.number, "outcome": outcome}
         context.complete(result)
     return result
 
 
-def _release(version: ModelVersion, verdict: GateVerdict, policy: TrainingPolicy) -> str:
+def _release(version: ModelVersion, judgement: Judgement, policy: TrainingPolicy) -> str:
+    verdict = judgement.verdict
     made = f"Version {version.number}: {verdict.sentence}"
     if not verdict.passes:
         return f"{made} Not released."
+    if judgement.hold:
+        return f"{made} {judgement.hold}"
     if not policy.auto_release:
         return f"{made} The policy leaves the release to a person."
     if not version.variants.filter(is_shipped=True).exists():
