@@ -32,6 +32,13 @@ _CHILD_MEMORY_BYTES: Final = 12 << 30
 _MAX_LAYER_WIDTH: Final = 1 << 16
 _MAX_CONFIG_BYTES: Final = 16 << 20
 _PACKAGE: Final = Path(__file__).resolve().parents[2]
+# All that the child gets of the worker's environment, which holds secrets.
+_KEPT_VARIABLES: Final = (
+    "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL",
+    "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS",
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)  # fmt: skip
 
 _CODE_CLASSES: Final = frozenset({
     "Lambda", "__lambda__", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
@@ -204,7 +211,8 @@ def _check_part(part: dict[str, Any]) -> None:
 
 
 def _ask_child(kind: Kind, path: Path) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(_PACKAGE), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment |= {"PYTHONPATH": str(_PACKAGE), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "worker.ml.uploads_child", kind, str(path)]
     try:
         done = subprocess.run(
