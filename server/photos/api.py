@@ -80,7 +80,7 @@ class Volunteers(APIView):
         volunteer, token = actions.register_volunteer(
             nickname=given["nickname"],
             email=given["email"],
-            consents=given.get("consent", {"train": True}),
+            consents=given.get("consent", {}),
             consent_version=given["consent_version"],
         )
         answer = serializers.VolunteerWithToken(volunteer, context={"token": token})

@@ -47,7 +47,7 @@ class Registration(serializers.Serializer[Any]):
     nickname = serializers.CharField(max_length=40)
     email = serializers.EmailField(required=False, allow_blank=True, default="")
     consent_version = serializers.CharField(max_length=20)
-    consent = ConsentChoices(required=False, help_text="Left out, training alone is allowed.")
+    consent = ConsentChoices(required=False, help_text="What is left out is not allowed.")
 
 
 class VolunteerChange(serializers.Serializer[Any]):

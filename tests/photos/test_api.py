@@ -17,7 +17,7 @@ from server.http.models import AuditEntry
 from server.photos import actions, queries
 from server.photos.models import Challenge, ForgottenBlob, Photo, PhotoEmbedding, Volunteer
 from server.registry.actions import retire_model
-from tests.photos.people import API, encoded, picture, register
+from tests.photos.people import API, Person, encoded, picture, register
 
 
 def stored_blobs() -> set[str]:
@@ -35,7 +35,6 @@ def test_the_token_is_shown_once_and_kept_only_as_a_digest(client, person):
     )
     assert answer["Cache-Control"] == "no-store"
     body = answer.json()
-    assert body["consent"] == {"train": True, "show": False, "name": False}
     me = person.call("get", "/volunteers/me").json()
     assert "token" not in me
     assert me["id"] == person.id
@@ -76,6 +75,22 @@ def test_consents_are_given_and_taken_back_one_by_one(client, person, model):
     assert person.send(picture(2)).json()["code"] == "consent_missing"
     rows = Volunteer.objects.get().consents.order_by("given_at").values_list("kind", "withdrawn_at")
     assert [(kind, bool(at)) for kind, at in rows] == [("train", True), ("show", False)]
+
+
+@pytest.mark.parametrize("consent", [{}, {"consent": {}}, {"consent": {"name": True}}])
+def test_nobody_allows_training_by_saying_nothing(client, model, consent):
+    body = {"nickname": "heron", "consent_version": "1", **consent}
+    answer = client.post(f"{API}/volunteers", body, content_type="application/json").json()
+    assert answer["consent"] == {
+        "train": False,
+        "show": False,
+        "name": "name" in consent.get("consent", {}),
+    }
+    heron = Person(answer["id"], answer["token"], client)
+    refused = heron.send(picture(1))
+    assert (refused.status_code, refused.json()["code"]) == (422, "consent_missing")
+    heron.call("patch", "/volunteers/me", {"consent": {"train": True}, "consent_version": "1"})
+    assert heron.send(picture(1)).status_code == 201
 
 
 def test_nobody_gets_in_without_a_volunteers_token(client, person, staff):

@@ -27,7 +27,11 @@ class Phone:
     def __init__(self, port: int) -> None:
         self.port = port
         self.token = ""
-        body = {"nickname": f"p-{uuid.uuid4().hex[:8]}", "consent_version": "1"}
+        body = {
+            "nickname": f"p-{uuid.uuid4().hex[:8]}",
+            "consent_version": "1",
+            "consent": {"train": True},
+        }
         status, answer = self.call(
             "POST", "/volunteers", json.dumps(body).encode(), "application/json"
         )
