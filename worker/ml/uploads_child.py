@@ -170,6 +170,9 @@ def _tflite_preprocessing(inputs: list[dict[str, Any]], found: Any) -> dict[str,
 
 
 def _read_coreml(path: Path) -> dict[str, Any]:
+    # Core ML Tools load whatever they could convert from, which takes longer than all the rest.
+    for unneeded in ("tensorflow", "sklearn", "torch", "xgboost"):
+        sys.modules.setdefault(unneeded, None)  # type: ignore[arg-type]
     from worker.ml.compilers import coreml, coreml_check
 
     with coreml.quiet() as ct:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.support.data import data_folder
+from worker.ml import compilers
 from worker.ml.architectures import find_architecture
 from worker.ml.preprocessing import Pixels, default_preprocessing, load_image
 
@@ -69,8 +70,35 @@ def small_model() -> keras.Model:
         architecture=find_architecture("small_cnn").at(SMALL_SIDE),
         seed=1,
         progress=count,
-        should_stop=lambda: len(seen) >= 2,  # noqa: PLR2004
+        should_stop=lambda: len(seen) >= 2,
     )
+
+
+@pytest.fixture(scope="session")
+def small_photos(load_photos: Callable[[int, int], Photos]) -> Photos:
+    return load_photos(5, SMALL_SIDE)
+
+
+@pytest.fixture(scope="session")
+def made(
+    small_model: keras.Model, small_photos: Photos
+) -> dict[tuple[str, str], compilers.CompiledFile]:
+    """All variants of one small network."""
+    return {
+        (runtime, precision): compilers.compile_variant(
+            small_model,
+            runtime,
+            precision,
+            labels=LABELS,
+            preprocessing=default_preprocessing(SMALL_SIDE),
+            calibration_images=small_photos.images,
+            name="recyclables",
+            version="3",
+            author="A volunteer group",
+            license="CC0-1.0",
+        )
+        for runtime, precision in compilers.VARIANTS
+    }
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def test_a_label_that_was_never_named_has_no_precision() -> None:
 def test_answers_that_are_not_finite_are_no_answers() -> None:
     images = [np.zeros((4, 4, 3), np.uint8)]
 
-    def model(batch: object, *, training: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def model(
+        batch: object, *, training: bool
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         del batch, training
         return np.full((1, 2), np.nan, dtype=np.float32)
 

@@ -13,10 +13,7 @@ HEAVY = ("tensorflow", "keras", "coremltools", "ai_edge_litert", "sklearn", "dja
 
 
 def test_importing_every_module_loads_nothing_heavy() -> None:
-    names = [
-        module.name
-        for module in pkgutil.walk_packages(worker.ml.__path__, "worker.ml.")
-    ]
+    names = [module.name for module in pkgutil.walk_packages(worker.ml.__path__, "worker.ml.")]
     assert len(names) > 12
     program = (
         f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"

@@ -34,7 +34,13 @@ def test_a_manifest_read_back_is_the_same_preprocessing(preprocessing: Preproces
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("fit", "pad"), ("filter", "lanczos"), ("color_space", "BGR"), ("width", 0), ("std", [1, 0, 1])],
+    [
+        ("fit", "pad"),
+        ("filter", "lanczos"),
+        ("color_space", "BGR"),
+        ("width", 0),
+        ("std", [1, 0, 1]),
+    ],
 )
 def test_an_unknown_manifest_is_refused_by_name(key: str, value: object) -> None:
     manifest = {**Preprocessing(8, 8).to_manifest(), key: value}
@@ -68,7 +74,7 @@ def test_photos_are_turned_upright_by_their_exif_orientation() -> None:
     likeness = np.corrcoef(photos)[0]
     assert likeness.min() > 0.9
     upside_down = load_image(samples[0], Preprocessing(60, 40))[::-1].ravel()
-    assert np.corrcoef(photos[0], upside_down)[0, 1] < 0.5
+    assert np.corrcoef([photos[0], upside_down])[0, 1] < 0.5
 
 
 def test_what_is_no_picture_is_said_to_be_none() -> None:

@@ -74,7 +74,7 @@ def _load(package: mlpackage.Package) -> tuple[Any, Any]:
         try:
             specification.ParseFromString(package.specification)
         except Exception as error:  # protobuf's error class is nowhere public
-            message = f"the specification cannot be read: {_first_line(error)}"
+            message = f"The specification cannot be read: {_first_line(error)}"
             raise mlpackage.PackageInvalid(message) from error
         return specification, decode(specification, weights_folder)
 
@@ -86,7 +86,7 @@ def decode(specification: Any, weights_folder: Path) -> Any:
     """
     kind = specification.WhichOneof("Type")
     if kind != "mlProgram":
-        message = f"the package holds a {kind}, not an ML Program"
+        message = f"The package holds a {kind}, not an ML Program"
         raise mlpackage.PackageInvalid(message)
     with quiet():
         from coremltools.converters.mil.frontend.milproto.load import load
@@ -102,7 +102,7 @@ def decode(specification: Any, weights_folder: Path) -> Any:
         except mlpackage.PackageInvalid:
             raise
         except Exception as error:  # the decoder has no error class of its own
-            message = f"the package cannot be decoded: {_first_line(error)}"
+            message = f"The package cannot be decoded: {_first_line(error)}"
             raise mlpackage.PackageInvalid(message) from error
     return program
 
@@ -251,7 +251,7 @@ def _program_weights(program: Any) -> Iterator[_Weight]:
             values = None if variable is None else _value(variable)
             if values is None:
                 if variable is not None and operation.op_type != "matmul":
-                    message = f"the {name} of {operation.op_type} {index} is not a constant"
+                    message = f"The {name} of {operation.op_type} {index} is not a constant"
                     raise mlpackage.PackageInvalid(message)
                 continue
             array = np.asarray(values, dtype=np.float64)

@@ -126,7 +126,7 @@ def check_sizes(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
     total = sum(entry.file_size for entry in entries)
     packed = sum(entry.compress_size for entry in entries)
     if total > max_bytes or total > max(_MAX_RATIO * packed, 1 << 20):
-        _invalid("archive_too_large", f"{packed} bytes of archive would unpack to {total}")
+        _invalid("archive_too_large", f"unpacked, the archive's {packed} bytes would be {total}")
 
 
 def _read_all(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, bytes]:
