@@ -10,6 +10,7 @@ import structlog
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import RequestDataTooBig, TooManyFilesSent
 from django.http import Http404, HttpResponse
+from django.http.multipartparser import MultiPartParserError
 from rest_framework import exceptions
 from rest_framework.response import Response
 
@@ -73,9 +74,8 @@ def _as_domain_error(exception: Exception) -> errors.DomainError | None:
         return errors.RateLimited(f"Too many requests; try again in {wait} s.", retry_after_s=wait)
     if isinstance(exception, RequestDataTooBig | TooManyFilesSent):
         return errors.TooLarge("The request is larger than this server takes.")
-    if isinstance(exception, RecursionError):
-        # The framework's JSON parser gives up only here.
-        return errors.InvalidInput("The body is nested too deeply.", code="invalid_json")
+    if unreadable := _unreadable_body(exception):
+        return unreadable
     for source, target in _TRANSLATIONS:
         if isinstance(exception, source):
             return target(_sentence(exception))
@@ -84,6 +84,20 @@ def _as_domain_error(exception: Exception) -> errors.DomainError | None:
         error.status = exception.status_code  # type: ignore[misc]
         error.title = str(exception.default_detail)  # type: ignore[misc]
         return error
+    return None
+
+
+def _unreadable_body(exception: Exception) -> errors.InvalidInput | None:
+    """Say in plain words what the framework's parsers do not; None for anything else."""
+    if isinstance(exception, RecursionError):
+        # The framework's JSON parser gives up only here.
+        return errors.InvalidInput("The body is nested too deeply.", code="invalid_json")
+    # REST framework raises an error of its own while it handles Django's.
+    if isinstance(exception.__context__, MultiPartParserError):
+        message = (
+            "The form could not be read: send it as multipart/form-data, with its parts whole."
+        )
+        return errors.InvalidInput(message, code="unreadable_form")
     return None
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.files.uploadedfile import UploadedFile
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from server.domain.errors import InvalidInput
 from server.photos import queries
 from server.photos.models import CONSENT_VERSION, Consent, Photo, Volunteer
 from server.photos.refusals import FORMATS
@@ -117,14 +119,28 @@ class TrustChange(serializers.Serializer[Any]):
     is_trusted = serializers.BooleanField(default=True)
 
 
+class _PhotoFile(serializers.FileField):
+    """A file, or a refusal in words that fit a photo."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        """Return the file.
+
+        Raises:
+            InvalidInput: ``not_a_file``.
+
+        """
+        if not isinstance(data, UploadedFile):
+            message = f"The field {self.field_name} must hold the photo's file, not text."
+            raise InvalidInput(message, code="not_a_file")
+        return super().to_internal_value(data)
+
+
 class Upload(serializers.Serializer[Any]):
     """One photo, as multipart/form-data."""
 
     model = serializers.CharField(max_length=63, help_text="The model's slug.")
     label = serializers.CharField(max_length=80, help_text="What the photo shows.")
-    image = serializers.FileField(
-        allow_empty_file=True, max_length=1000, help_text=f"{FORMATS} are taken."
-    )
+    image = _PhotoFile(allow_empty_file=True, max_length=1000, help_text=f"{FORMATS} are taken.")
 
 
 class PhotoOut(serializers.ModelSerializer[Photo]):

@@ -34,7 +34,7 @@ def test_the_token_is_shown_once_and_kept_only_as_a_digest(client, person):
         content_type="application/json",
     )
     assert answer["Cache-Control"] == "no-store"
-    body = answer.json()
+    assert answer.json()["token"]
     me = person.call("get", "/volunteers/me").json()
     assert "token" not in me
     assert me["id"] == person.id
@@ -172,11 +172,17 @@ def test_a_form_that_is_wrong_says_what_is(client, person, model, staff):
     missing = client.post(f"{API}/photos", form, headers=headers)
     assert (missing.status_code, "image" in missing.json()["fields"]) == (400, True)
     text = client.post(f"{API}/photos", {**form, "image": "not a file"}, headers=headers)
-    assert text.status_code == 400
+    assert (text.status_code, text.json()["code"]) == (400, "not_a_file")
+    assert text.json()["detail"] == "The field image must hold the photo's file, not text."
     json = client.post(f"{API}/photos", form, content_type="application/json", headers=headers)
     assert json.status_code == 415
     cut = client.generic("POST", f"{API}/photos", b"--x", MULTIPART_CONTENT, headers=headers)
     assert cut.status_code == 400
+    loose = client.generic(
+        "POST", f"{API}/photos", b"x", "multipart/form-data", headers=headers
+    ).json()
+    assert (loose["status"], loose["code"]) == (400, "unreadable_form")
+    assert "boundary" not in loose["detail"]
     retire_model(model=model, actor=staff)
     assert person.send(picture(1)).json()["code"] == "model_retired"
     assert Photo.objects.count() == 0
