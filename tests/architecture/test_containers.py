@@ -31,18 +31,25 @@ COMPOSE = REPOSITORY / "docker-compose.yml"
 DOCKERFILE = REPOSITORY / "Dockerfile"
 NGINX = REPOSITORY / "deploy" / "nginx"
 # Where the compose file means something else than the embedded default.
-OTHER_DEFAULTS = {"LOG_FORMAT"}
+OTHER_DEFAULTS = {"LOG_FORMAT", "NIGHTFERRY_WEIGHTS", "TRUSTED_PROXIES"}
 # Fixed by the images or by their place in the network; no reason to change them.
 FIXED = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ARTIFACT_DELIVERY", "BLOB_STORE_URL",
-    "BROKER_URL", "DATABASE_URL", "DEBUG", "HOST", "NIGHTFERRY_DATA", "NIGHTFERRY_WEIGHTS",
-    "SECRET_KEY", "STATIC_ROOT", "TRUSTED_PROXIES",
+    "BROKER_URL", "DATABASE_URL", "DEBUG", "HOST", "NIGHTFERRY_DATA", "SECRET_KEY", "STATIC_ROOT",
 }  # fmt: skip
-_REFERENCE = re.compile(r"\$\{(?P<name>[A-Z_0-9]+)(?::-(?P<default>[^}]*))?\}")
+# Another value for an empty variable, or for one that is not.
+_REFERENCE = re.compile(
+    r"\$\{(?P<name>[A-Z_0-9]+)(?::-(?P<default>[^}]*)|:\+(?P<replacement>[^}]*))\}"
+)
 
 
 def compose() -> dict[str, Any]:
     return yaml.safe_load(COMPOSE.read_text())
+
+
+def interpolate(value: object) -> str:
+    """Return what compose makes of a value where `.env` sets nothing."""
+    return _REFERENCE.sub(lambda match: match["default"] or "", str(value))
 
 
 def application_services() -> dict[str, dict[str, Any]]:
@@ -82,9 +89,13 @@ def test_the_dockerfile_follows_good_practice() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_nginx_accepts_its_configuration() -> None:
+@pytest.mark.parametrize("trusted_proxies", ["1", "2"])
+def test_nginx_accepts_its_configuration(tmp_path: Path, trusted_proxies: str) -> None:
     program = require_program("nginx", package="nginx-light")
-    command = [program, "-t", "-q", "-c", NGINX / "nginx.conf"]
+    shutil.copytree(NGINX, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "forwarding.conf").write_text(_forwarding(trusted_proxies))
+    command = [program, "-t", "-q", "-c", tmp_path / "nginx.conf"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -99,9 +110,11 @@ def test_every_variable_of_the_compose_file_is_a_setting() -> None:
     assert given <= settings.keys()
     assert settings.keys() - FIXED <= given | {"PORT"}
 
-    references = _REFERENCE.findall(COMPOSE.read_text())
-    assert {name for name, _ in references} <= settings.keys()
-    differing = {name for name, default in references if default != settings[name]}
+    text = COMPOSE.read_text()
+    references = _REFERENCE.findall(text)
+    assert len(references) == text.count("${")
+    assert {name for name, *_ in references} <= settings.keys()
+    differing = {name for name, default, _ in references if default != settings[name]}
     assert differing <= OTHER_DEFAULTS
 
 
@@ -124,7 +137,7 @@ def test_every_mounted_secret_and_file_exists(tmp_path: Path) -> None:
     ]
     for service in services_.values():
         for mount in service.get("volumes", []):
-            source = mount.partition(":")[0]
+            source = interpolate(mount).partition(":")[0]
             assert source in compose()["volumes"] or (REPOSITORY / source).is_file()
 
 
@@ -203,19 +216,23 @@ def deployment(
         for command in ("manage.py collectstatic --noinput", "manage.py migrate --noinput",
                         "-m server.blobs"):  # fmt: skip
             run_python(shlex.split(command), folder, environment)
-        port = free_port()
-        stack.enter_context(
-            running(
-                _web_command(port),
-                log=folder / "gunicorn.log",
-                ready=lambda: answers_http(port, "/healthz"),
-                env=environment,
-                cwd=folder,
-            )
-        )
-        site = _site(web=f"http://127.0.0.1:{port}", s3=s3_server.endpoint)
-        nginx = stack.enter_context(services.nginx(site))
+        web = stack.enter_context(_web(folder, environment))
+        nginx = stack.enter_context(services.nginx(_site(web=web, s3=s3_server.endpoint)))
         yield Deployment(nginx.url, folder, environment)
+
+
+@contextlib.contextmanager
+def _web(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Run the web image's processes; yield their address."""
+    port = free_port()
+    with running(
+        _web_command(port),
+        log=folder / f"gunicorn-{port}.log",
+        ready=lambda: answers_http(port, "/healthz"),
+        env=dict(environment),
+        cwd=folder,
+    ):
+        yield f"http://127.0.0.1:{port}"
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -229,10 +246,7 @@ def _copy(source: Path, target: Path) -> None:
 def _environment(folder: Path, secrets: Mapping[str, str]) -> dict[str, str]:
     """Return what the compose file gives to the web service, with this test's secrets in files."""
     given = application_services()["web"]["environment"]
-    environment = {
-        name: _REFERENCE.sub(lambda match: match["default"], str(value))
-        for name, value in given.items()
-    }
+    environment = {name: interpolate(value) for name, value in given.items()}
     for name, text in secrets.items():
         path = folder / "secrets" / name
         path.parent.mkdir(exist_ok=True)
@@ -260,7 +274,14 @@ def _web_command(port: int) -> list[str]:
     return [sys.executable, "-m", *command]
 
 
-def _site(*, web: str, s3: str) -> str:
+def _forwarding(trusted_proxies: str) -> str:
+    """Return what the image of nginx makes of the template."""
+    template = (NGINX / "forwarding.conf.template").read_text()
+    assert "${TRUSTED_PROXIES}" in template
+    return template.replace("${TRUSTED_PROXIES}", trusted_proxies)
+
+
+def _site(*, web: str, s3: str, trusted_proxies: str = "1") -> str:
     """Return nginx's site with this test's addresses in place of the containers' names."""
     site = (NGINX / "site.conf").read_text()
     for name in ("blobs.conf", "proxy.conf"):
@@ -273,7 +294,7 @@ def _site(*, web: str, s3: str) -> str:
     ):
         assert there in site
         site = site.replace(there, here)
-    return site
+    return _forwarding(trusted_proxies) + site
 
 
 def run_python(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> str:
@@ -325,6 +346,42 @@ def test_nginx_speaks_the_api_s_language(deployment: Deployment) -> None:
         status, headers, body = ask(away, "/api/v1/photos")
     assert (status, headers["Content-Type"]) == (503, "application/problem+json")
     assert (headers["Retry-After"], json.loads(body)["status"]) == ("30", 503)
+
+
+_ECHO = """
+server {
+    listen 127.0.0.1:{port};
+    return 200 "$http_x_forwarded_proto $http_x_forwarded_for";
+}
+"""
+
+
+@pytest.mark.parametrize(("trusted_proxies", "scheme", "expected"), [
+    ("1", "https", b"http 127.0.0.1"),
+    ("2", "https", b"https 203.0.113.5, 127.0.0.1"),
+    ("2", "gopher", b"http 203.0.113.5, 127.0.0.1"),
+])  # fmt: skip
+def test_only_a_trusted_load_balancer_names_scheme_and_caller(
+    tmp_path: Path, trusted_proxies: str, scheme: str, expected: bytes
+) -> None:
+    with services.nginx(_ECHO) as echo:
+        site = _site(web=echo.url, s3="http://127.0.0.1", trusted_proxies=trusted_proxies)
+        with services.nginx(site) as nginx:
+            proxy = Deployment(nginx.url, tmp_path, {})
+            _, _, heard = ask(proxy, "/", X_Forwarded_Proto=scheme, X_Forwarded_For="203.0.113.5")
+            assert heard == expected
+
+
+def test_https_at_the_load_balancer_ends_the_redirects(deployment: Deployment) -> None:
+    settings = {"HTTPS_ONLY": "true", "TRUSTED_PROXIES": "2"}
+    with (
+        _web(deployment.folder, {**deployment.environment, **settings}) as web,
+        services.nginx(_site(web=web, s3="http://127.0.0.1", trusted_proxies="2")) as nginx,
+    ):
+        balanced = Deployment(nginx.url, deployment.folder, {})
+        assert ask(balanced, "/admin/login/", X_Forwarded_Proto="https")[0] == 200
+        status, headers, _ = ask(balanced, "/admin/login/", X_Forwarded_Proto="http")
+        assert (status, headers["Location"][:8]) == (301, "https://")
 
 
 RELEASE = """
