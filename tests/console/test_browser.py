@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.urls import reverse
+from knox.models import AuthToken
 from playwright.sync_api import Page, expect, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
@@ -16,6 +17,7 @@ from server.rollouts import queries
 from server.training import actions as training
 from server.training.models import TrainingRun
 from tests.console.test_pages import _pages
+from tests.photos.people import picture, register
 from tests.support.data import require_program
 from tests.support.processes import free_port
 
@@ -23,6 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PASSWORD = "night-ferry-1"
+SMALLEST_THUMBNAIL_PX = 64
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
@@ -101,10 +104,16 @@ def visit(
         context.close()
 
 
-def test_every_page_is_quiet_and_fits_a_phone(visit: Callable[..., Visit]) -> None:
+def test_every_page_is_quiet_and_fits_a_phone(
+    visit: Callable[..., Visit], client: Any, model: Model, django_user_model: Any
+) -> None:
     phone = visit(PHONE)
     wide = {}
-    for address in [*_pages(), "/api/v1/docs"]:
+    register(client).send(picture(1), model=model.slug)
+    accounts = django_user_model.objects.all()
+    AuthToken.objects.create(accounts.get(username="boss"))
+    more = [reverse("admin:auth_user_delete", args=[user.pk]) for user in accounts]
+    for address in [*_pages(), *more, "/api/v1/docs"]:
         phone.open(address)
         overflow = phone.page.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -112,6 +121,35 @@ def test_every_page_is_quiet_and_fits_a_phone(visit: Callable[..., Visit]) -> No
         if overflow > 0:
             wide[address] = overflow
     assert not wide
+    assert not phone.trouble
+
+
+def test_photos_are_reviewed_on_a_phone(
+    visit: Callable[..., Visit], client: Any, model: Model
+) -> None:
+    person = register(client)
+    for seed in range(3):
+        assert person.send(picture(seed), model=model.slug).status_code == 201
+    phone = visit(PHONE)
+    phone.open(reverse("admin:photos_photo_changelist"))
+    import os as _os
+
+    for image in phone.page.locator("#result_list img").all():
+        image.scroll_into_view_if_needed()
+        expect(image).to_have_js_property("complete", value=True)
+        shown = image.evaluate(
+            """image => {
+                const [photo, cell, row] = [image, image.closest("td, th"), image.closest("tr")]
+                    .map(element => element.getBoundingClientRect());
+                return {
+                    height: photo.height, width: photo.width,
+                    is_whole: [cell, row].every(box => box.top <= photo.top
+                        && box.bottom >= photo.bottom && box.right >= photo.right),
+                };
+            }"""
+        )
+        assert shown["is_whole"]
+        assert min(shown["height"], shown["width"]) > SMALLEST_THUMBNAIL_PX
     assert not phone.trouble
 
 

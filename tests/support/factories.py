@@ -9,6 +9,17 @@ from server import blobs
 from server.registry import actions as registry
 from server.registry.models import Model, ModelVersion
 
+# As a worker writes it, for networks of 8 × 8 pixels.
+PREPROCESSING = {
+    "color_space": "RGB", "width": 8, "height": 8, "fit": "stretch", "filter": "bilinear",
+    "antialias": True, "dtype": "float32", "range": [0, 255], "mean": [123.675, 116.28, 103.53],
+    "std": [58.395, 57.12, 57.375], "layout": "NHWC",
+}  # fmt: skip
+LINEAGE = {
+    "run": "0f4a9a56-2c1f-4be8-9d8e-6c1d7f1a0f35", "snapshot_digest": "9c" * 32, "seed": 1,
+    "pins": {"seed": 1, "threads": 1, "onednn": False}, "weights": "downloaded", "weights_sha256": "3f" * 32,
+    "embedded": 12,
+}  # fmt: skip
 KINDS = {"tflite:float16": b"half", "tflite:int8": b"int8", "coreml:float16": b"core"}
 
 
@@ -30,8 +41,8 @@ def make_version(
         model=model,
         source=ModelVersion.Source.UPLOADED,
         labels=[label.name for label in model.labels.all()],
-        lineage={},
-        preprocessing={"width": 8, "height": 8},
+        lineage=LINEAGE,
+        preprocessing=PREPROCESSING,
     )
     for kind, data in (content or KINDS).items():
         runtime, precision = kind.split(":")
