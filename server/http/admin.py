@@ -56,8 +56,8 @@ def _instead(user: Any) -> str:
     kind = user.volunteer._meta  # noqa: SLF001
     address = reverse(f"admin:{kind.app_label}_{kind.model_name}_change", args=[user.volunteer.pk])
     return format_html(
-        '{} is the account of <a href="{}">{}</a>: delete the volunteer instead: it erases their '
-        "photos",
+        '{} is the account of <a class="text-link" href="{}">{}</a>: '
+        "delete the volunteer instead: it erases their photos",
         user.username,
         address,
         user.volunteer,

@@ -132,8 +132,6 @@ def test_photos_are_reviewed_on_a_phone(
         assert person.send(picture(seed), model=model.slug).status_code == 201
     phone = visit(PHONE)
     phone.open(reverse("admin:photos_photo_changelist"))
-    import os as _os
-
     for image in phone.page.locator("#result_list img").all():
         image.scroll_into_view_if_needed()
         expect(image).to_have_js_property("complete", value=True)

@@ -17,8 +17,8 @@ PREPROCESSING = {
 }  # fmt: skip
 LINEAGE = {
     "run": "0f4a9a56-2c1f-4be8-9d8e-6c1d7f1a0f35", "snapshot_digest": "9c" * 32, "seed": 1,
-    "pins": {"seed": 1, "threads": 1, "onednn": False}, "weights": "downloaded", "weights_sha256": "3f" * 32,
-    "embedded": 12,
+    "pins": {"seed": 1, "threads": 1, "onednn": False}, "weights": "downloaded",
+    "weights_sha256": "3f" * 32, "embedded": 12,
 }  # fmt: skip
 KINDS = {"tflite:float16": b"half", "tflite:int8": b"int8", "coreml:float16": b"core"}
 
