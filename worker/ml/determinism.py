@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +22,7 @@ _ENVIRONMENT: Final = {
     "TF_ENABLE_ONEDNN_OPTS": "0",  # its kernels differ between processors
     "TF_DETERMINISTIC_OPS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # One: its threads wait for each other in a busy loop, which costs more than it gains.
     "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "-1",
     "KERAS_BACKEND": "tensorflow",
 }
@@ -44,6 +44,20 @@ def pin(seed: int) -> dict[str, Any]:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - Keras and TensorFlow draw from the old generator
     return {"seed": seed, "threads": THREADS, "onednn": False, **_versions()}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run linear algebra in one thread, whichever libraries are loaded.
+
+    Its sums depend on the number of threads, and for matrices of our size the threads mostly
+    wait for each other, in a busy loop. The environment would be read only at NumPy's import.
+    """
+    import scipy.linalg  # noqa: F401 - brings a library of its own, which has to be there by now
+    import threadpoolctl  # type: ignore[import-untyped]
+
+    with threadpoolctl.threadpool_limits(limits=1):
+        yield
 
 
 def pin_tensorflow(seed: int) -> Any:

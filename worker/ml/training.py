@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from worker.ml.determinism import pin_tensorflow
+from worker.ml.determinism import one_thread, pin_tensorflow
 from worker.ml.embeddings import load_backbone
 from worker.ml.errors import TrainingImpossible
 
@@ -96,9 +96,10 @@ def train_head(
     history: list[dict[str, float]] = []
     chosen = REGULARISATION_DEFAULT
     if validation is not None and len(validation[1]):
-        chosen, history = _choose_regularisation(
-            features, labels, validation, label_count, progress
-        )
+        with one_thread():
+            chosen, history = _choose_regularisation(
+                features, labels, validation, label_count, progress
+            )
         features = np.concatenate([features, validation[0]])
         labels = np.concatenate([labels, validation[1]])
 
@@ -107,8 +108,9 @@ def train_head(
         history.append({"step": float(step), **metrics})
         progress("head", step, _MAX_ITERATIONS, metrics)
 
-    problem = _Problem(features, labels, label_count, per_feature=chosen.per_feature)
-    kernel, bias = problem.solve(chosen.l2, report=report)
+    with one_thread():
+        problem = _Problem(features, labels, label_count, per_feature=chosen.per_feature)
+        kernel, bias = problem.solve(chosen.l2, report=report)
     progress("head", _MAX_ITERATIONS, _MAX_ITERATIONS, history[-1] if history else {})
     return Head(kernel.astype(np.float32), bias.astype(np.float32), history)
 
