@@ -148,7 +148,8 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = 0.25  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
-AXES_IPWARE_PROXY_COUNT = TRUSTED_PROXIES
+# Axes and the throttles must count the same address.
+AXES_CLIENT_IP_CALLABLE = "server.http.throttles.client_address"
 AXES_VERBOSE = False
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
@@ -244,7 +245,8 @@ REST_FRAMEWORK = {
         "events": env.text("THROTTLE_EVENTS", "1200/minute"),
         "login": env.text("THROTTLE_LOGIN", "20/hour"),
     },
-    "NUM_PROXIES": TRUSTED_PROXIES or None,
+    # 0 believes no header: the peer's own address counts.
+    "NUM_PROXIES": TRUSTED_PROXIES,
     "EXCEPTION_HANDLER": "server.http.problems.handle_exception",
     # The query parameter `format` is the framework's; ours is `runtime`.
     "URL_FORMAT_OVERRIDE": None,

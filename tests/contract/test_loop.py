@@ -21,8 +21,10 @@ from server import blobs
 from tests.support.data import data_folder
 from tests.support.server import LiveServer, running_server
 
-pytestmark = [pytest.mark.ml, pytest.mark.timeout(600), pytest.mark.xdist_group("loop")]
+pytestmark = [pytest.mark.ml, pytest.mark.timeout(600)]
 
+# The smaller backbone: its files compile in half the time.
+POLICY = {"architecture": "mobilenet_v2_0.35_224"}
 LABELS = ("glass", "metal", "paper")
 FIRST, SECOND, UNSEEN = slice(0, 24), slice(24, 31), slice(31, 35)
 
@@ -32,6 +34,23 @@ def server(tmp_path_factory):
     weights = str(data_folder("weights"))
     with running_server(tmp_path_factory.mktemp("server"), NIGHTFERRY_WEIGHTS=weights) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def first_night(server, tmp_path_factory):
+    """Bring the first photos and train on them; return the run and its log."""
+    bring(server, FIRST, tmp_path_factory.mktemp("photos") / "first")
+    server.call("PATCH", "/models/recyclables", {"is_open": True, "training_policy": POLICY})
+    return train(server)
+
+
+@pytest.fixture
+def quick(server, first_night):
+    """Let runs compile one small file, where a test is about something else."""
+    only = {"training_policy": {**POLICY, "variants": ["tflite:float32"]}}
+    server.call("PATCH", "/models/recyclables", only)
+    yield
+    server.call("PATCH", "/models/recyclables", {"training_policy": {**POLICY, "variants": None}})
 
 
 def bring(server: LiveServer, photos: slice, folder: Path) -> str:
@@ -69,13 +88,9 @@ def splits(server: LiveServer) -> dict[str, dict[str, str]]:
 
 
 def test_a_photo_becomes_a_model_on_a_device_and_the_next_night_costs_only_what_is_new(
-    server, tmp_path
+    server, first_night, tmp_path
 ):
-    bring(server, FIRST, tmp_path / "first")
-    policy = {"architecture": "mobilenet_v2_0.35_224"}
-    server.call("PATCH", "/models/recyclables", {"is_open": True, "training_policy": policy})
-
-    run, lines = train(server)
+    run, lines = first_night
     assert run["version"] == 1
     assert "split by contributor" in lines
     assert "frozen, with ImageNet weights" in lines
@@ -136,9 +151,8 @@ def test_a_run_that_fails_says_why_and_leaves_the_incumbent(server, tmp_path):
     assert server.call("GET", "/models/lonely/update?device=d-1&runtime=tflite") is None
 
 
-def test_cancel_stops_a_run_in_the_middle(server, tmp_path):
-    policy = {"architecture": "mobilenet_v2_0.35_224", "variants": ["tflite:float32"]}
-    server.call("PATCH", "/models/recyclables", {"training_policy": policy})
+@pytest.mark.usefixtures("quick")
+def test_cancel_stops_a_run_in_the_middle(server):
     run = server.call("POST", "/models/recyclables/train", {})
     server.call("POST", f"/runs/{run['id']}/cancel", {})
     ended = server.wait_for_run(run["id"], timeout_s=60)
@@ -147,6 +161,7 @@ def test_cancel_stops_a_run_in_the_middle(server, tmp_path):
     assert again["state"] == "succeeded"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_night_survives_the_kill_of_its_process_in_the_middle_of_training(server):
     run = server.call("POST", "/models/recyclables/train", {})
     wait_until(lambda: server.call("GET", f"/runs/{run['id']}")["stage"] == "compiling")
@@ -167,6 +182,7 @@ def synced_label(client: nightferry.ModelClient) -> str:
     return client.get_model("recyclables").label
 
 
+@pytest.mark.usefixtures("quick")
 def test_own_trained_files_become_versions(server, tmp_path):
     """The files of a version made here, brought back as if trained elsewhere."""
     version = server.call("GET", "/models/recyclables/versions/1")

@@ -19,7 +19,7 @@ DEFAULT = (
     "-m", "not ml and not browser and not services",
     "tests/http", "tests/registry", "tests/photos", "tests/telemetry", "tests/training",
     "tests/rollouts", "tests/delivery", "tests/console", "tests/jobs",
-    "-n", "2", "--dist", "loadgroup",
+    "-n", "2", "--dist", "loadfile",
 )  # fmt: skip
 
 

@@ -195,10 +195,15 @@ def nginx(site: str, *, port: int | None = None, workers: int = 1) -> Iterator[N
         with running(
             command,
             log=folder / "nginx.log",
-            ready=lambda: listens(port) and (folder / "nginx.pid").exists(),
+            ready=lambda: listens(port) and _is_written(folder / "nginx.pid"),
             stop_signal="SIGQUIT",
         ):
             yield Nginx(port, int((folder / "nginx.pid").read_text()))
+
+
+def _is_written(path: Path) -> bool:
+    # nginx makes the file first and writes its number a moment later.
+    return path.exists() and bool(path.read_text().strip())
 
 
 def _nginx_configuration(folder: Path, site: str, workers: int) -> str:

@@ -11,6 +11,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from server.domain.errors import DomainError
+from server.jobs.models import JobState
+from server.jobs.queries import get_job
 from server.registry.models import Model
 from server.registry.queries import get_model
 from server.training import actions, queries
@@ -58,6 +60,11 @@ class Command(BaseCommand):
             worker.terminate()
             worker.wait()
 
+    @staticmethod
+    def _is_waiting(run: TrainingRun) -> bool:
+        """Say whether nobody has begun: a running worker may have taken the job before ours."""
+        return run.job_id is not None and get_job(run.job_id).state == JobState.QUEUED
+
     def _follow(self, run: TrainingRun, worker: subprocess.Popen[bytes]) -> bool:
         seen, shown = 0, ""
         while True:
@@ -73,7 +80,7 @@ class Command(BaseCommand):
                 self.stdout.write(position)
             if run.state not in TrainingRun.ACTIVE:
                 return run.state == TrainingRun.State.SUCCEEDED
-            if not alive and run.state == TrainingRun.State.QUEUED:
+            if not alive and self._is_waiting(run):
                 self.stderr.write("The worker process ended before it began.")
                 return False
             time.sleep(0.5)
