@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,7 @@ class Demo:
     def _server(self) -> Iterator[Path]:
         """Start web, worker and schedule on a fresh folder; stop them at the end."""
         self._title("Starting the server (web, worker, schedule; embedded database and broker)")
+        self._require_free_port()
         shutil.rmtree(DATA, ignore_errors=True)
         DATA.mkdir(parents=True)
         env = os.environ | {
@@ -139,6 +141,18 @@ class Demo:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+    def _require_free_port(self) -> None:
+        """Refuse to start over another demo: its data would be deleted under it."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise DemoError(
+                    f"Port {self.port} is taken ({error.strerror}); is another demo running?"
+                    " Choose another with PORT=…"
+                ) from error
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + 90

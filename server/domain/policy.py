@@ -97,6 +97,7 @@ class TrainingPolicy:
                 ),
                 "counts lie between 0 and a million",
             ),
+            (self.min_test_photos >= 1, "min_test_photos is at least 1"),
             (self.auto_accept in {"none", "trusted"}, "auto_accept is none or trusted"),
             (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
 import signal
 import socket
@@ -198,6 +199,7 @@ def _celery(*arguments: str) -> tuple[str, ...]:
 
 def _stop_at_eof(supervisor: Supervisor) -> None:
     """Stop once standard input has ended."""
-    while sys.stdin.buffer.read(4096):
+    # Not through sys.stdin: its buffer's lock, held here at exit, ends Python by a fatal error.
+    while os.read(0, 4096):
         pass
     supervisor.stop()
