@@ -88,8 +88,8 @@ def _quantise(folder: str, calibration: Sequence[npt.NDArray[np.float32]]) -> by
     """Return an int8 file with float32 input and output, as all variants share a preprocessing.
 
     The first operators stay in float32: they hold hardly any weights, and what they get wrong
-    everything after them inherits. On a narrow MobileNetV2 they make the difference between nine
-    points of accuracy lost and one (benchmarks/accuracy.py).
+    everything after them inherits. On a narrow MobileNetV2 and hand signs that is the difference
+    between nine points of accuracy lost and less than two (benchmarks/accuracy.py).
     """
     import tensorflow as tf
 
