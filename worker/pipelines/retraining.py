@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from worker.ml.weights import Weights
 
 # Transfer learning first; from scratch only where no pretrained weights can be had.
-PRETRAINED = ("mobilenet_v2_1.0_224", "mobilenet_v2_0.35_224")
+PRETRAINED = ("mobilenet_v2_0.35_224", "mobilenet_v2_1.0_224")
 FROM_SCRATCH = "small_cnn"
 
 
