@@ -219,6 +219,8 @@ JOB_REAP_S = env.integer("JOB_REAP_S", 15, minimum=1)
 JOB_RESEND_S = env.integer("JOB_RESEND_S", 60, minimum=1)
 # A cancelled job gets this long to end by itself before it is killed.
 JOB_STOP_GRACE_S = env.integer("JOB_STOP_GRACE_S", 10, minimum=1)
+# The ledger keeps ended jobs for this long.
+JOB_KEEP_DAYS = env.integer("JOB_KEEP_DAYS", 90, minimum=1)
 # A module with handlers for jobs called "test.*"; only the tests set it.
 NIGHTFERRY_TEST_HANDLERS = env.text("NIGHTFERRY_TEST_HANDLERS", "")
 

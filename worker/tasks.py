@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 from celery import Celery
@@ -54,7 +55,7 @@ def reap(*_: object, **__: object) -> None:
     """See to the jobs that nobody sees to."""
     reaped = actions.reap()
     if reaped != actions.Reaped():
-        log.info("reaped", requeued=reaped.requeued, ended=reaped.ended, sent=reaped.sent)
+        log.info("reaped", **asdict(reaped))
 
 
 def _make_tick(path: str) -> Callable[..., None]:

@@ -36,6 +36,7 @@ class Reaped:
     requeued: int = 0
     ended: int = 0
     sent: int = 0
+    removed: int = 0
 
 
 def enqueue(
@@ -203,7 +204,8 @@ def request_cancel(*, job_id: uuid.UUID | str, now: dt.datetime | None = None) -
 def reap(*, now: dt.datetime | None = None) -> Reaped:
     """Queue again what lapsed, or report it failed; send again what the broker lost.
 
-    One job that cannot be handled does not keep the others waiting.
+    Jobs that ended longer ago than JOB_KEEP_DAYS are removed: what came of them is told by what
+    they made. One job that cannot be handled does not keep the others waiting.
     """
     now = now or timezone.now()
     requeued = ended = 0
@@ -216,7 +218,9 @@ def reap(*, now: dt.datetime | None = None) -> Reaped:
         requeued += state == JobState.QUEUED
         ended += state in {JobState.FAILED, JobState.CANCELLED}
     sent = sum(send(job=job, now=now) for job in queries.find_unsent(now=now))
-    return Reaped(requeued=requeued, ended=ended, sent=sent)
+    long_ago = now - dt.timedelta(days=settings.JOB_KEEP_DAYS)
+    removed, _ = Job.objects.filter(finished_at__lt=long_ago).delete()
+    return Reaped(requeued=requeued, ended=ended, sent=sent, removed=removed)
 
 
 def send(*, job: Job, now: dt.datetime | None = None) -> bool:

@@ -173,6 +173,18 @@ def test_a_finished_job_makes_room_for_the_next() -> None:
 
 
 @pytest.mark.django_db
+def test_only_jobs_that_ended_long_ago_are_removed(settings: Any) -> None:
+    settings.JOB_KEEP_DAYS = 90
+    now = dt.datetime.now(dt.UTC)
+    ended = actions.enqueue(name=names.TRAIN, now=now)
+    waiting = actions.enqueue(name=names.TRAIN, now=now)
+    actions.request_cancel(job_id=ended.pk)
+    assert actions.reap(now=now + dt.timedelta(days=89)).removed == 0
+    assert actions.reap(now=now + dt.timedelta(days=91)).removed == 1
+    assert list(Job.objects.values_list("pk", flat=True)) == [waiting.pk]
+
+
+@pytest.mark.django_db
 def test_unknown_names_and_ids_are_refused() -> None:
     with pytest.raises(UnknownJob, match=r"training\.rum"):
         actions.enqueue(name="training.rum")

@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
     wait for each other, in a busy loop. The environment would be read only at NumPy's import.
     """
     import scipy.linalg  # noqa: F401 - brings a library of its own, which has to be there by now
-    import threadpoolctl  # type: ignore[import-untyped]
+    import threadpoolctl
 
     with threadpoolctl.threadpool_limits(limits=1):
         yield
