@@ -18,10 +18,16 @@ if TYPE_CHECKING:
         CacheReadOnlyError as CacheReadOnlyError,
     )
     from nightferry.errors import (
+        ClockWrongError as ClockWrongError,
+    )
+    from nightferry.errors import (
         ConditionsNotMetError as ConditionsNotMetError,
     )
     from nightferry.errors import (
         ConfigurationError as ConfigurationError,
+    )
+    from nightferry.errors import (
+        CounterTooLowError as CounterTooLowError,
     )
     from nightferry.errors import (
         DiskFullError as DiskFullError,
@@ -39,6 +45,21 @@ if TYPE_CHECKING:
         InvalidManifestError as InvalidManifestError,
     )
     from nightferry.errors import (
+        ManifestMismatchError as ManifestMismatchError,
+    )
+    from nightferry.errors import (
+        MetadataExpiredError as MetadataExpiredError,
+    )
+    from nightferry.errors import (
+        MetadataInvalidError as MetadataInvalidError,
+    )
+    from nightferry.errors import (
+        MetadataMissingError as MetadataMissingError,
+    )
+    from nightferry.errors import (
+        MetadataRollbackError as MetadataRollbackError,
+    )
+    from nightferry.errors import (
         ModelRetiredError as ModelRetiredError,
     )
     from nightferry.errors import (
@@ -49,6 +70,9 @@ if TYPE_CHECKING:
     )
     from nightferry.errors import (
         NoModelError as NoModelError,
+    )
+    from nightferry.errors import (
+        NoTrustedRootError as NoTrustedRootError,
     )
     from nightferry.errors import (
         OfflineModeError as OfflineModeError,
@@ -66,7 +90,13 @@ if TYPE_CHECKING:
         RequestRefusedError as RequestRefusedError,
     )
     from nightferry.errors import (
+        RevokedError as RevokedError,
+    )
+    from nightferry.errors import (
         RuntimeMissingError as RuntimeMissingError,
+    )
+    from nightferry.errors import (
+        SdkTooOldError as SdkTooOldError,
     )
     from nightferry.errors import (
         ServerError as ServerError,
@@ -76,6 +106,9 @@ if TYPE_CHECKING:
     )
     from nightferry.errors import (
         StorageError as StorageError,
+    )
+    from nightferry.errors import (
+        TargetUnlistedError as TargetUnlistedError,
     )
     from nightferry.errors import (
         ThrottledError as ThrottledError,
@@ -88,6 +121,9 @@ if TYPE_CHECKING:
     )
     from nightferry.errors import (
         UnknownModelError as UnknownModelError,
+    )
+    from nightferry.errors import (
+        WrongVariantError as WrongVariantError,
     )
     from nightferry.models import (
         CacheReport as CacheReport,
@@ -112,8 +148,12 @@ if TYPE_CHECKING:
     )
     from nightferry.prediction import Predictor as Predictor
     from nightferry.timing import Timing as Timing
+    from nightferry.trust import Authorisation as Authorisation
     from nightferry.trust import ManifestVerifier as ManifestVerifier
+    from nightferry.trust import PatchTarget as PatchTarget
+    from nightferry.trust import Policy as Policy
     from nightferry.trust import Target as Target
+    from nightferry.trust import TufVerifier as TufVerifier
     from nightferry.trust import Verifier as Verifier
 
 __version__ = "0.1.0"
@@ -124,30 +164,42 @@ _HOMES = {
     "errors": (
         "ArtifactGoneError",
         "CacheReadOnlyError",
+        "ClockWrongError",
         "ConditionsNotMetError",
         "ConfigurationError",
+        "CounterTooLowError",
         "DiskFullError",
         "DownloadInterruptedError",
         "EmbeddedModelError",
         "IntegrityError",
         "InvalidManifestError",
+        "ManifestMismatchError",
+        "MetadataExpiredError",
+        "MetadataInvalidError",
+        "MetadataMissingError",
+        "MetadataRollbackError",
         "ModelRetiredError",
         "NetworkError",
         "NightferryError",
         "NoModelError",
+        "NoTrustedRootError",
         "OfflineModeError",
         "PredictionError",
         "PreprocessingError",
         "ProtocolError",
         "RequestRefusedError",
+        "RevokedError",
         "RuntimeMissingError",
+        "SdkTooOldError",
         "ServerError",
         "ServerUnreachableError",
         "StorageError",
+        "TargetUnlistedError",
         "ThrottledError",
         "TrustError",
         "UnauthorizedError",
         "UnknownModelError",
+        "WrongVariantError",
     ),
     "models": (
         "CacheReport",
@@ -160,7 +212,15 @@ _HOMES = {
     ),
     "prediction": ("Predictor",),
     "timing": ("Timing",),
-    "trust": ("ManifestVerifier", "Target", "Verifier"),
+    "trust": (
+        "Authorisation",
+        "ManifestVerifier",
+        "PatchTarget",
+        "Policy",
+        "Target",
+        "TufVerifier",
+        "Verifier",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

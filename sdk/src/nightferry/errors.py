@@ -18,7 +18,19 @@
      ├── ProtocolError                   protocol               no
      │    └── InvalidManifestError       invalid_manifest       no
      ├── TrustError                      trust                  no
-     │    └── IntegrityError             integrity              no
+     │    ├── IntegrityError             integrity              no
+     │    ├── NoTrustedRootError         no_trusted_root        no
+     │    ├── MetadataMissingError       metadata_missing       yes
+     │    ├── MetadataInvalidError       metadata_invalid       no
+     │    ├── MetadataRollbackError      metadata_rollback      no
+     │    ├── MetadataExpiredError       metadata_expired       yes
+     │    ├── ClockWrongError            clock_wrong            no
+     │    ├── TargetUnlistedError        target_unlisted        no
+     │    ├── ManifestMismatchError      manifest_mismatch      no
+     │    ├── WrongVariantError          wrong_variant          no
+     │    ├── SdkTooOldError             sdk_too_old            no
+     │    ├── CounterTooLowError         counter_too_low        no
+     │    └── RevokedError               revoked                no
      ├── ConditionsNotMetError           conditions_not_met     yes
      ├── StorageError                    storage                no
      │    ├── DiskFullError              disk_full              yes
@@ -149,6 +161,80 @@ class IntegrityError(TrustError):
     """The bytes are not those that were promised; they were thrown away."""
 
     code = "integrity"
+
+
+class NoTrustedRootError(TrustError):
+    """The app carries no root of trust, so nothing can be verified and nothing is installed."""
+
+    code = "no_trusted_root"
+
+
+class MetadataMissingError(TrustError):
+    """The server has no signed metadata, or not those that others of its metadata name."""
+
+    code = "metadata_missing"
+    retryable = True
+
+
+class MetadataInvalidError(TrustError):
+    """What came as signed metadata is unsigned, wrongly signed, or no metadata at all."""
+
+    code = "metadata_invalid"
+
+
+class MetadataRollbackError(TrustError):
+    """Signed metadata are older than what this device has seen."""
+
+    code = "metadata_rollback"
+
+
+class MetadataExpiredError(TrustError):
+    """Signed metadata are past their date: the server signs no more, or somebody holds it back."""
+
+    code = "metadata_expired"
+    retryable = True
+
+
+class ClockWrongError(TrustError):
+    """The device's clock is so far off that nobody can tell old metadata from new."""
+
+    code = "clock_wrong"
+
+
+class TargetUnlistedError(TrustError):
+    """The signed metadata do not list what the update check offers."""
+
+    code = "target_unlisted"
+
+
+class ManifestMismatchError(TrustError):
+    """The manifest says other things about a file than the signed metadata do."""
+
+    code = "manifest_mismatch"
+
+
+class WrongVariantError(TrustError):
+    """The file is for another model, channel, runtime or precision than this app's."""
+
+    code = "wrong_variant"
+
+
+class SdkTooOldError(TrustError):
+    """The release needs a newer version of the SDK."""
+
+    code = "sdk_too_old"
+
+
+class CounterTooLowError(TrustError):
+    """The release is older than one that this device has seen or the policy demands."""
+
+    code = "counter_too_low"
+
+
+class RevokedError(TrustError):
+    """The file has been recalled."""
+
+    code = "revoked"
 
 
 class ConditionsNotMetError(NightferryError):

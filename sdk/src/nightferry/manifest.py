@@ -36,7 +36,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Artifact:
-    """The file to install: its path below the server, hash and exact size in bytes."""
+    """The file to install: its path below the server, hash and exact size in bytes.
+
+    ``target`` is the path under which signed metadata list it, empty where the server names none.
+    """
 
     path: str
     runtime: str
@@ -44,6 +47,7 @@ class Artifact:
     sha256: str
     size_bytes: int
     media_type: str
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ def _parse_artifact(reader: _Reader, *, required: bool) -> Artifact | None:
         sha256=group.sha256("sha256"),
         size_bytes=_parse_size(group),
         media_type=group.text("media_type", default="application/octet-stream"),
+        target=group.text("target", default=""),
     )
 
 

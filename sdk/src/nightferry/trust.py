@@ -1,20 +1,53 @@
-"""Who decides which bytes may be installed.
+"""Who decides which bytes may be installed: signed metadata, and nothing else.
 
-Today there is one rule, and it is plain: the hash and size that the configured server states in
-its manifest, over the connection to that server. There are no signatures yet; whoever controls
-the server, or a plain-http network in between, chooses the model. Signed metadata (The Update
-Framework) will be another ``Verifier``; until then a ``trusted_root`` is refused, not ignored.
+The update check's answer is an unsigned hint that names a target. ``TufVerifier`` looks it up in
+metadata of The Update Framework that are signed, starting from the root which the app carries, and
+compares what the hint says with what was signed (docs/trust.md). What must be known about a file
+stands in the target's ``custom``; per model a policy target carries the lowest counter that may be
+installed and the files that are recalled.
+
+The parts that check signatures are loaded with the first refresh, not before.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-from nightferry.errors import IntegrityError, TrustError
+from nightferry import __version__
+from nightferry.errors import (
+    ConfigurationError,
+    CounterTooLowError,
+    IntegrityError,
+    ManifestMismatchError,
+    MetadataInvalidError,
+    NoTrustedRootError,
+    RevokedError,
+    SdkTooOldError,
+    TargetUnlistedError,
+    TrustError,
+    WrongVariantError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nightferry.manifest import Manifest
+    from nightferry.metadata import MetadataStore
+    from nightferry.timing import Timing
+    from nightferry.transport import Transport
+
+REFRESH_AFTER_S = 12 * 3600
+"""At least this often a device brings its metadata up to date, so that it notices a freeze."""
+
+_ARTIFACTS = "/api/v1/artifacts/"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -26,11 +59,422 @@ class Target:
     path: str
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A model's signed policy.
+
+    Attributes:
+        min_counter: the lowest counter that may be installed.
+        revoked: hashes of files that no device may run any more, installed or not.
+        embedded_channels: where devices shall return to the model in their app.
+
+    """
+
+    min_counter: int = 0
+    revoked: frozenset[str] = frozenset()
+    embedded_channels: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PatchTarget:
+    """A signed patch: its file, how it is encoded, and the file it applies to."""
+
+    target: Target
+    algorithm: str
+    from_sha256: str
+
+
+@dataclass(frozen=True)
+class Authorisation:
+    """A file that may be installed, and what was signed about its release."""
+
+    target: Target
+    counter: int
+    mandatory: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A target as the signed metadata list it."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    custom: Mapping[str, object]
+
+
+class TrustedMetadata(Protocol):
+    """Metadata whose signatures, dates and versions have been checked."""
+
+    def find(self, path: str) -> Listed | None:
+        """Return the target of that path, None where nobody lists it."""
+
+
 class Verifier(Protocol):
     """Turns the server's wish into what may be installed, or refuses."""
 
-    def authorise(self, manifest: Manifest) -> Target:
-        """Return the file that may be installed for this manifest; raise TrustError to refuse."""
+    def refresh(self, model: str) -> Policy:
+        """Bring the metadata up to date over the network; return the model's policy.
+
+        A model that nobody lists has the empty policy. Raises TrustError, NetworkError,
+        StorageError.
+        """
+
+    def known_policy(self, model: str) -> Policy | None:
+        """Return the policy last seen, without the network and whatever its age; None if none."""
+
+    def authorise(self, manifest: Manifest, *, floor: int) -> Authorisation:
+        """Return the file that may be installed for this manifest; raise TrustError to refuse.
+
+        Call ``refresh`` first. ``floor`` is the highest counter this device has ever seen.
+        """
+
+    def authorise_patch(self, model: str, from_sha256: str, to_sha256: str) -> PatchTarget | None:
+        """Return the signed patch from one file to another, None where there is none."""
+
+
+class TufVerifier:
+    """Installs only what metadata list that were signed below the app's own root.
+
+    Args:
+        root: the root metadata that the app carries; None for none.
+        folder: where trusted metadata are kept, for one server; it is made when needed.
+        transport: gives what talks to the server; called with the first refresh.
+        channel, runtime: the app's own.
+        accept: precisions the app can run; None for any.
+        trust_on_first_use: without a root, believe the first one that the server hands out.
+        timing: clock, time-outs and pauses.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        root: bytes | None,
+        folder: Path,
+        transport: Callable[[], Transport],
+        channel: str,
+        runtime: str,
+        accept: Sequence[str] | None,
+        trust_on_first_use: bool,
+        timing: Timing,
+    ) -> None:
+        """Prepare; touches neither network nor disk."""
+        self._root = root
+        self._folder = folder
+        self._transport = transport
+        self._channel = channel
+        self._runtime = runtime
+        self._accept = None if accept is None else frozenset(accept)
+        self._trust_on_first_use = trust_on_first_use
+        self._timing = timing
+        self._lock = threading.RLock()
+        self._made_store: MetadataStore | None = None
+        self._seen: dict[str, tuple[float, TrustedMetadata]] = {}
+
+    def refresh(self, model: str) -> Policy:
+        """Bring the metadata up to date; see Verifier."""
+        with self._lock:
+            trusted = self._store().refresh(model)
+            self._seen[model] = self._timing.now(), trusted
+            return _policy(model, trusted)
+
+    def known_policy(self, model: str) -> Policy | None:
+        """Return the policy last seen; see Verifier."""
+        with self._lock:
+            try:
+                trusted = self._store().load(model)
+                return None if trusted is None else _policy(model, trusted)
+            except TrustError:
+                return None
+
+    def authorise(self, manifest: Manifest, *, floor: int) -> Authorisation:
+        """Look the manifest's target up and compare; see Verifier."""
+        trusted = self._current(manifest.model)
+        policy = _policy(manifest.model, trusted)
+        name = f"{manifest.model} {manifest.label}"
+        artifact = manifest.required_artifact()
+        _refuse_revoked(name, artifact.sha256, policy)
+        listed = trusted.find(artifact.target) if artifact.target else None
+        if listed is None:
+            raise TargetUnlistedError(
+                f"The update check offers {name} as {artifact.target!r}, which the signed metadata "
+                "do not list. If it is new, it will be tried again; if not, somebody between this "
+                "device and the signing keys makes it up."
+            )
+        release = _Release.read(listed)
+        self._refuse_wrong_variant(name, release)
+        _refuse_mismatch(name, manifest, release)
+        _refuse_revoked(name, listed.sha256, policy)
+        _refuse_too_new(name, release.min_sdk)
+        _refuse_too_old(name, release.counter, policy, floor)
+        return Authorisation(_target(listed), release.counter, release.mandatory)
+
+    def authorise_patch(self, model: str, from_sha256: str, to_sha256: str) -> PatchTarget | None:
+        """Look the patch up; see Verifier."""
+        listed = self._current(model).find(f"{model}/patches/{from_sha256}-{to_sha256}")
+        if listed is None:
+            return None
+        reader = _Custom(listed)
+        reader.require("kind", "patch")
+        reader.require("model", model)
+        reader.require("from_sha256", from_sha256)
+        reader.require("to_sha256", to_sha256)
+        return PatchTarget(_target(listed), reader.text("algorithm"), from_sha256)
+
+    def _store(self) -> MetadataStore:
+        if self._made_store is None:
+            if self._root is None and not self._trust_on_first_use:
+                raise NoTrustedRootError(
+                    "This app carries no root of trust, so nothing is installed. Pass the server's "
+                    "root.json as trusted_root. To believe whatever root the server hands out "
+                    "first, pass trust_on_first_use=True."
+                )
+            from nightferry.metadata import MetadataStore
+
+            self._made_store = MetadataStore(
+                self._root, self._folder, self._transport, self._timing
+            )
+        return self._made_store
+
+    def _current(self, model: str) -> TrustedMetadata:
+        """Return metadata of this process that are fresh enough to install something by."""
+        with self._lock:
+            refreshed_at, _ = self._seen.get(model, (float("-inf"), None))
+            if not 0 <= self._timing.now() - refreshed_at < REFRESH_AFTER_S:
+                self.refresh(model)
+            return self._seen[model][1]
+
+    def _refuse_wrong_variant(self, name: str, release: _Release) -> None:
+        for what, signed, own in (
+            ("runtime", release.runtime, self._runtime),
+            ("channel", release.channel, self._channel),
+        ):
+            if signed != own:
+                raise WrongVariantError(
+                    f"The file offered as {name} is for the {what} {signed!r}; this app's is "
+                    f"{own!r}. It is not installed."
+                )
+        if self._accept is not None and release.precision not in self._accept:
+            raise WrongVariantError(
+                f"The file offered as {name} is {release.precision}; this app accepts "
+                f"{', '.join(sorted(self._accept))}. It is not installed."
+            )
+
+
+def read_root(trusted_root: bytes | str | Path | None) -> bytes | None:
+    """Return the root an app passed, as bytes or as the path of a file.
+
+    Raises ConfigurationError where the file cannot be read or holds no JSON.
+    """
+    if trusted_root is None:
+        return None
+    try:
+        content = trusted_root if isinstance(trusted_root, bytes) else _read(Path(trusted_root))
+        json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        shown = "trusted_root" if isinstance(trusted_root, bytes) else repr(str(trusted_root))
+        raise ConfigurationError(
+            f"{shown} is not the server's root.json ({error}). Put that file into the app and "
+            "pass its path or its bytes."
+        ) from error
+    return content
+
+
+def check_digest(actual: str, target: Target, name: str) -> None:
+    """Raise IntegrityError unless the bytes received are those that were authorised."""
+    if actual != target.sha256:
+        message = (
+            f"The bytes of {name} have SHA-256 {actual[:12]}…, not {target.sha256[:12]}… as "
+            "promised. They were thrown away."
+        )
+        raise IntegrityError(message)
+
+
+@dataclass(frozen=True)
+class _Release:
+    """The signed facts of one release's file."""
+
+    listed: Listed
+    model: str
+    channel: str
+    label: str
+    version: int
+    counter: int
+    runtime: str
+    precision: str
+    min_sdk: str
+    mandatory: bool
+    labels: tuple[str, ...]
+    preprocessing: object
+    selftest_sha256: str
+
+    @classmethod
+    def read(cls, listed: Listed) -> _Release:
+        reader = _Custom(listed)
+        reader.require("kind", "artifact")
+        return cls(
+            listed=listed,
+            model=reader.text("model"),
+            channel=reader.text("channel"),
+            label=reader.text("label"),
+            version=reader.integer("version"),
+            counter=reader.integer("counter"),
+            runtime=reader.text("runtime"),
+            precision=reader.text("precision"),
+            min_sdk=reader.text("min_sdk"),
+            mandatory=reader.boolean("mandatory"),
+            labels=reader.texts("labels"),
+            preprocessing=reader.preprocessing(),
+            selftest_sha256=reader.text("selftest_sha256"),
+        )
+
+
+class _Custom:
+    """Reads the signed ``custom`` of one target strictly."""
+
+    def __init__(self, listed: Listed) -> None:
+        self._listed = listed
+
+    def require(self, member: str, expected: str) -> None:
+        if self._listed.custom.get(member) != expected:
+            raise self._error(member)
+
+    def text(self, member: str) -> str:
+        value = self._listed.custom.get(member)
+        if not isinstance(value, str):
+            raise self._error(member)
+        return value
+
+    def integer(self, member: str) -> int:
+        value = self._listed.custom.get(member)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._error(member)
+        return value
+
+    def boolean(self, member: str) -> bool:
+        value = self._listed.custom.get(member)
+        if not isinstance(value, bool):
+            raise self._error(member)
+        return value
+
+    def texts(self, member: str) -> tuple[str, ...]:
+        value = self._listed.custom.get(member)
+        if not _are_texts(value):
+            raise self._error(member)
+        return tuple(value)
+
+    def preprocessing(self) -> object:
+        """Return the steps; as JSON text they hold fractions, which canonical JSON cannot."""
+        value = self._listed.custom.get("preprocessing")
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise self._error("preprocessing") from error
+
+    def _error(self, member: str) -> MetadataInvalidError:
+        shown = str(self._listed.custom.get(member))[:80]
+        return MetadataInvalidError(
+            f"The signed metadata of {self._listed.path!r} say {member} = {shown!r}, which this "
+            "SDK cannot follow. Update the nightferry package in the app, or tell the server's "
+            "operator."
+        )
+
+
+def _policy(model: str, trusted: TrustedMetadata) -> Policy:
+    listed = trusted.find(f"{model}/policy")
+    if listed is None:
+        return Policy()
+    reader = _Custom(listed)
+    reader.require("kind", "policy")
+    reader.require("model", model)
+    return Policy(
+        min_counter=reader.integer("min_counter"),
+        revoked=frozenset(reader.texts("revoked")),
+        embedded_channels=frozenset(reader.texts("embedded")),
+    )
+
+
+def _target(listed: Listed) -> Target:
+    if not _SHA256.fullmatch(listed.sha256) or listed.size_bytes <= 0:
+        raise MetadataInvalidError(
+            f"The signed metadata state no usable SHA-256 and size for {listed.path!r}."
+        )
+    return Target(listed.sha256, listed.size_bytes, _ARTIFACTS + listed.sha256)
+
+
+def _refuse_revoked(name: str, sha256: str, policy: Policy) -> None:
+    if sha256 in policy.revoked:
+        raise RevokedError(f"The file of {name} ({sha256[:12]}…) has been recalled.")
+
+
+def _refuse_mismatch(name: str, manifest: Manifest, release: _Release) -> None:
+    """Compare everything that the app will rely on with what was signed about this very file."""
+    artifact = manifest.required_artifact()
+    pairs: dict[str, tuple[object, object]] = {
+        "sha256": (artifact.sha256, release.listed.sha256),
+        "size_bytes": (artifact.size_bytes, release.listed.size_bytes),
+        "model": (manifest.model, release.model),
+        "channel": (manifest.channel, release.channel),
+        "label": (manifest.label, release.label),
+        "version": (manifest.version, release.version),
+        "runtime": (artifact.runtime, release.runtime),
+        "precision": (artifact.precision, release.precision),
+        "labels": (manifest.labels, release.labels),
+        "preprocessing": (dict(manifest.preprocessing), release.preprocessing),
+        "selftest": (_selftest_sha256(manifest), release.selftest_sha256),
+    }
+    differing = [what for what, (said, signed) in pairs.items() if said != signed]
+    if differing:
+        raise ManifestMismatchError(
+            f"The update check says of {name} other things than what was signed: "
+            f"{', '.join(differing)}. Somebody changed the answer on its way, or the server's "
+            "database and its metadata differ."
+        )
+
+
+def _selftest_sha256(manifest: Manifest) -> str:
+    selftest = manifest.document.get("selftest")
+    data = selftest.get("data") if isinstance(selftest, dict) else None
+    if not data:
+        return ""
+    return hashlib.sha256(data.encode()).hexdigest() if isinstance(data, str) else "not a text"
+
+
+def _refuse_too_new(name: str, min_sdk: str) -> None:
+    if _numbers(min_sdk) > _numbers(__version__):
+        raise SdkTooOldError(
+            f"{name} needs nightferry {min_sdk}; this app has {__version__}. Update the package "
+            "in the app."
+        )
+
+
+def _refuse_too_old(name: str, counter: int, policy: Policy, floor: int) -> None:
+    lowest = max(policy.min_counter, floor)
+    if counter < lowest:
+        raise CounterTooLowError(
+            f"{name} has the counter {counter}, and this device installs none below {lowest}: "
+            "somebody offers an old release again. A rollback is a new release of old bytes."
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version, without zeros at the end: 1.2.0 equals 1.2."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(number[:9]) for number in match[0].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _are_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _read(path: Path) -> bytes:
+    return path.expanduser().read_bytes()
 
 
 class ManifestVerifier:
@@ -55,13 +499,3 @@ class ManifestVerifier:
             )
             raise TrustError(message)
         return Target(artifact.sha256, artifact.size_bytes, artifact.path)
-
-
-def check_digest(actual: str, target: Target, name: str) -> None:
-    """Raise IntegrityError unless the bytes received are those that were authorised."""
-    if actual != target.sha256:
-        message = (
-            f"The bytes of {name} have SHA-256 {actual[:12]}…, not {target.sha256[:12]}… as "
-            "promised. They were thrown away."
-        )
-        raise IntegrityError(message)
