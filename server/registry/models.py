@@ -153,6 +153,11 @@ class Variant(models.Model):
     metrics = models.JSONField(default=dict)
     requires = models.JSONField(default=dict)
     checks = models.JSONField(default=list)
+    selftest = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="Pictures with the file's own answers, which devices compare before they use it.",
+    )
     is_shipped = models.BooleanField(default=False)
     refusal = models.TextField(blank=True, help_text="Why this variant is not shipped.")
     created_at = models.DateTimeField(auto_now_add=True)

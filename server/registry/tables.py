@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class VariantRow:
     size: str
     accuracy: str
     latency: str
+    selftest: str
     verdict: str
 
 
@@ -91,7 +93,16 @@ def _variant_row(variant: Variant) -> VariantRow:
         if accuracy is not None
         else str(variant.metrics.get("measured", "not measured")),
         latency=f"{latency:.1f} ms" if latency is not None else "–",
+        selftest=_selftest(variant),
         verdict="shipped"
         if variant.is_shipped
         else f"not shipped: {variant.refusal or 'no reason'}",
     )
+
+
+def _selftest(variant: Variant) -> str:
+    """Say how many pictures devices try the file on before they use it."""
+    if not variant.selftest:
+        return "–"
+    count = len(json.loads(variant.selftest["data"])["inputs"])
+    return f"{count} picture{'s' if count > 1 else ''}"

@@ -42,15 +42,17 @@ def predict_tflite(
     preprocessing: Preprocessing | None = None,
     *,
     threads: int = THREADS,
+    is_accelerated: bool = True,
 ) -> tuple[Probabilities, dict[str, float]]:
     """Return the probabilities by a TFLite file, and its latency.
 
     Integer inputs and outputs are quantised and dequantised by the file's own scale and zero
-    point. The latency is milliseconds per photo of the network alone: ``p50``, ``p95``, and the
-    number of ``threads``. Needs no TensorFlow. Raises :class:`ModelUnusable`.
+    point. Without ``is_accelerated`` LiteRT's plain kernels calculate, not XNNPACK's. The latency
+    is milliseconds per photo of the network alone: ``p50``, ``p95``, and the number of
+    ``threads``. Needs no TensorFlow. Raises :class:`ModelUnusable`.
     """
     preprocessing = preprocessing or _plain(images)
-    interpreter = open_tflite(source, threads=threads)
+    interpreter = open_tflite(source, threads=threads, is_accelerated=is_accelerated)
     rows, durations = [], []
     for image in images:
         row, duration = _run_one(interpreter, to_input([image], preprocessing))
@@ -64,15 +66,22 @@ def predict_tflite(
     return _checked(np.stack(rows), "the TFLite file"), latency
 
 
-def open_tflite(source: Path | bytes, *, threads: int = THREADS) -> Any:
+def open_tflite(
+    source: Path | bytes, *, threads: int = THREADS, is_accelerated: bool = True
+) -> Any:
     """Return a ready interpreter; raises :class:`ModelUnusable` where LiteRT refuses the file."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    kernels = (
+        OpResolverType.AUTO if is_accelerated else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
     where: dict[str, Any] = (
         {"model_content": source} if isinstance(source, bytes) else {"model_path": str(source)}
     )
     try:
-        interpreter = Interpreter(num_threads=threads, **where)
+        interpreter = Interpreter(
+            num_threads=threads, experimental_op_resolver_type=kernels, **where
+        )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         message = f"LiteRT cannot load the file: {error}"

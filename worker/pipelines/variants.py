@@ -10,6 +10,7 @@ import numpy as np
 
 from server.registry import actions as registry
 from worker.ml import evaluation
+from worker.ml import selftest as ml_selftest
 from worker.ml.compilers import CompiledFile, compile_variant
 from worker.ml.errors import MLError
 
@@ -102,6 +103,7 @@ def record_variant(
     """Measure a compiled file, store its bytes and record whether it may ship and why."""
     metrics, checks = _measure(compiled, reference, version.labels)
     refusal = _refusal(metrics, checks, reference.accuracy, tolerance)
+    selftest = {} if refusal else _make_selftest(compiled, reference, reporter)
     blob = store.put_bytes(compiled.data)
     variant = registry.add_variant(
         version=version,
@@ -114,6 +116,7 @@ def record_variant(
         requires=compiled.requires,
         metrics=metrics,
         checks=checks,
+        selftest=selftest,
         is_shipped=not refusal,
         refusal=refusal,
     )
@@ -148,6 +151,25 @@ def _measure(
     if len(reference.probabilities):
         metrics["agreement"] = evaluation.agreement(probabilities, reference.probabilities)
     return metrics, checks
+
+
+def _make_selftest(
+    compiled: CompiledFile, reference: Reference, reporter: Reporter
+) -> dict[str, Any]:
+    """Return pictures with the file's own answers, which devices compare before they use it.
+
+    Empty where this machine cannot run the file, or the file answers nothing clearly.
+    """
+    if compiled.runtime != "tflite":
+        return {}
+    kind = f"{compiled.runtime} {compiled.precision}"
+    try:
+        selftest = ml_selftest.make_selftest(compiled.data, reference.preprocessing)
+    except MLError as error:
+        reporter.say("compiling", f"{kind} ships without a self-test: {error}.", level="warning")
+        return {}
+    reporter.say("compiling", f"{kind}: self-test of {selftest.sentence}.")
+    return selftest.member
 
 
 def _refusal(

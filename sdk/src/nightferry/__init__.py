@@ -78,6 +78,9 @@ if TYPE_CHECKING:
         OfflineModeError as OfflineModeError,
     )
     from nightferry.errors import (
+        PatchError as PatchError,
+    )
+    from nightferry.errors import (
         PredictionError as PredictionError,
     )
     from nightferry.errors import (
@@ -97,6 +100,27 @@ if TYPE_CHECKING:
     )
     from nightferry.errors import (
         SdkTooOldError as SdkTooOldError,
+    )
+    from nightferry.errors import (
+        SelfTestDiffersError as SelfTestDiffersError,
+    )
+    from nightferry.errors import (
+        SelfTestError as SelfTestError,
+    )
+    from nightferry.errors import (
+        SelfTestNotFiniteError as SelfTestNotFiniteError,
+    )
+    from nightferry.errors import (
+        SelfTestTooSlowError as SelfTestTooSlowError,
+    )
+    from nightferry.errors import (
+        SelfTestUnreadableError as SelfTestUnreadableError,
+    )
+    from nightferry.errors import (
+        SelfTestUnrunnableError as SelfTestUnrunnableError,
+    )
+    from nightferry.errors import (
+        SelfTestWrongTop1Error as SelfTestWrongTop1Error,
     )
     from nightferry.errors import (
         ServerError as ServerError,
@@ -184,6 +208,7 @@ _HOMES = {
         "NoModelError",
         "NoTrustedRootError",
         "OfflineModeError",
+        "PatchError",
         "PredictionError",
         "PreprocessingError",
         "ProtocolError",
@@ -191,6 +216,13 @@ _HOMES = {
         "RevokedError",
         "RuntimeMissingError",
         "SdkTooOldError",
+        "SelfTestDiffersError",
+        "SelfTestError",
+        "SelfTestNotFiniteError",
+        "SelfTestTooSlowError",
+        "SelfTestUnreadableError",
+        "SelfTestUnrunnableError",
+        "SelfTestWrongTop1Error",
         "ServerError",
         "ServerUnreachableError",
         "StorageError",

@@ -31,6 +31,14 @@
      │    ├── SdkTooOldError             sdk_too_old            no
      │    ├── CounterTooLowError         counter_too_low        no
      │    └── RevokedError               revoked                no
+     ├── SelfTestError                   selftest               no
+     │    ├── SelfTestUnreadableError    selftest_unreadable    no
+     │    ├── SelfTestUnrunnableError    selftest_unrunnable    no
+     │    ├── SelfTestNotFiniteError     selftest_not_finite    no
+     │    ├── SelfTestWrongTop1Error     selftest_wrong_top1    no
+     │    ├── SelfTestDiffersError       selftest_differs       no
+     │    └── SelfTestTooSlowError       selftest_too_slow      no
+     ├── PatchError                      patch_unusable         no
      ├── ConditionsNotMetError           conditions_not_met     yes
      ├── StorageError                    storage                no
      │    ├── DiskFullError              disk_full              yes
@@ -235,6 +243,63 @@ class RevokedError(TrustError):
     """The file has been recalled."""
 
     code = "revoked"
+
+
+class SelfTestError(NightferryError):
+    """The model file did not pass the self-test, and is not used."""
+
+    code = "selftest"
+
+
+class SelfTestUnreadableError(SelfTestError):
+    """The self-test or the preprocessing in the manifest is not to be understood."""
+
+    code = "selftest_unreadable"
+
+
+class SelfTestUnrunnableError(SelfTestError):
+    """The file cannot be run: no model, another shape, or the runtime failed on it."""
+
+    code = "selftest_unrunnable"
+
+
+class SelfTestNotFiniteError(SelfTestError):
+    """An answer is no finite number."""
+
+    code = "selftest_not_finite"
+
+
+class SelfTestWrongTop1Error(SelfTestError):
+    """The file's first answer to a picture is another one here than on the server."""
+
+    code = "selftest_wrong_top1"
+
+
+class SelfTestDiffersError(SelfTestError):
+    """An answer is further off the server's than is tolerated."""
+
+    code = "selftest_differs"
+
+
+class SelfTestTooSlowError(SelfTestError):
+    """The file takes longer than is allowed, or never came to an answer."""
+
+    code = "selftest_too_slow"
+
+
+class PatchError(NightferryError):
+    """A patch does not lead from the installed file to the wanted one; fetch the whole file.
+
+    ``reason`` is stable: ``damaged``, ``unknown_format``, ``too_large``, ``other_base``,
+    ``other_target`` or ``wrong_result``.
+    """
+
+    code = "patch_unusable"
+
+    def __init__(self, sentence: str, *, reason: str = "damaged") -> None:
+        """Keep the sentence and the reason."""
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class ConditionsNotMetError(NightferryError):
