@@ -96,6 +96,7 @@ INSTALLED_APPS = [
     "django_structlog",
     "server.jobs",
     "server.http",
+    "server.trust",
     "server.registry",
     "server.photos",
     "server.telemetry",
@@ -228,6 +229,17 @@ NIGHTFERRY_TEST_HANDLERS = env.text("NIGHTFERRY_TEST_HANDLERS", "")
 DECISION_REFRESH_S = env.integer("DECISION_REFRESH_S", 2, minimum=1, maximum=3600)
 POLL_INTERVAL_S = env.integer("POLL_INTERVAL_S", 6 * 3600, minimum=900, maximum=86_400)
 POLL_JITTER_PCT = env.integer("POLL_JITTER_PCT", 20, maximum=50)
+
+# --- Signed metadata --------------------------------------------------------------------------
+# Only names and places: keys are read by the process that signs (server/trust/signers.py).
+TRUST_IS_EMBEDDED = not env.text("TRUST_KEYS", "")
+TRUST_KEYS = env.folder("TRUST_KEYS", NIGHTFERRY_DATA / "keys")
+TRUST_URIS = {
+    "targets": env.text("TRUST_TARGETS_URI", ""),
+    "models": env.text("TRUST_MODELS_URI", ""),
+    "snapshot": env.text("TRUST_SNAPSHOT_URI", ""),
+    "timestamp": env.text("TRUST_TIMESTAMP_URI", ""),
+}
 
 # --- REST -------------------------------------------------------------------------------------
 REST_FRAMEWORK = {

@@ -18,13 +18,14 @@ __all__ = ["postgresql_server", "redis_server", "s3_server"]
 
 @pytest.fixture(autouse=True)
 def _fresh_process_state(tmp_path: Path, settings: SettingsWrapper) -> Iterator[None]:
-    """Give each test its own blobs, an empty cache and no decision set."""
+    """Give each test its own blobs and signing keys, an empty cache and no decision set."""
     from django.core.cache import cache
 
     from server import blobs
     from server.delivery.decision_set import holder
 
     settings.BLOB_STORE_URL = str(tmp_path / "blobs")
+    settings.TRUST_KEYS = tmp_path / "keys"
     blobs.reset()
     cache.clear()
     holder.close()

@@ -1,0 +1,1 @@
+"""Signed metadata (The Update Framework): what a device may install, and who says so."""

@@ -1,0 +1,489 @@
+"""The engine: new versions of roles are drafted, signed, verified and shown, in this order.
+
+A :class:`Change` holds the new versions that belong together and brings along what follows from
+them: whatever role lost its key is signed again, the snapshot names what is new, and the timestamp
+names the snapshot. :func:`commit` writes them as drafts, signs the drafts, and turns all of them
+into files in one transaction. Killed anywhere, it leaves either no trace or drafts, and the next
+call signs the very same bytes. What devices see is always a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from django.db import connection, transaction
+from django.utils import timezone
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.serialization import DeserializationError
+from tuf.api.serialization.json import JSONSerializer
+
+from server.domain.errors import Conflict, DomainError, InvalidInput
+from server.trust import queries, roles
+from server.trust.models import Draft, MetadataFile, Repository
+from server.trust.signers import Keyring
+from server.trust.targets import SignedTarget
+
+Document = Metadata[Any]
+Plan = Callable[["Change"], None]
+
+_SERIALIZER = JSONSerializer(compact=True)
+
+
+class View:
+    """The newest metadata of every role; parsed when first asked for."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        self._parsed: dict[str, Document] = {}
+
+    @classmethod
+    def load(cls) -> View:
+        """Read what is stored."""
+        rows = queries.current_files().values_list("role", "content")
+        return cls({role: bytes(content) for role, content in rows})
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __getitem__(self, role: str) -> Document:
+        if role not in self._parsed:
+            self._parsed[role] = Metadata.from_bytes(self._files[role])
+        return self._parsed[role]
+
+
+class Change:
+    """New versions of some roles, on top of what is stored."""
+
+    def __init__(self, view: View, now: dt.datetime) -> None:
+        self.view = view
+        self.now = now
+        self.new: dict[str, Document] = {}
+
+    def latest(self, role: str) -> Document:
+        """Return the new version of a role, else the stored one."""
+        return self.new[role] if role in self.new else self.view[role]
+
+    @property
+    def root(self) -> Root:
+        """The newest root."""
+        signed = self.latest(roles.ROOT).signed
+        assert isinstance(signed, Root)  # noqa: S101 - stored under this name
+        return signed
+
+    @property
+    def targets(self) -> Targets:
+        """The newest top-level targets."""
+        signed = self.latest(roles.TARGETS).signed
+        assert isinstance(signed, Targets)  # noqa: S101 - stored under this name
+        return signed
+
+    @property
+    def delegations(self) -> Delegations:
+        """Who signs for which model."""
+        delegations = self.targets.delegations
+        assert delegations is not None  # noqa: S101 - made with the repository
+        return delegations
+
+    @property
+    def delegated(self) -> dict[str, DelegatedRole]:
+        """The roles of models."""
+        return self.delegations.roles or {}
+
+    def start(self, role: str, signed: Root | Targets | Snapshot | Timestamp) -> Document:
+        """Begin a role with its version 1."""
+        signed.expires = _expiry(role, self.now)
+        self.new[role] = Metadata(signed)
+        return self.new[role]
+
+    def renew(self, role: str) -> Document:
+        """Begin the next version of a role, with the same content and a whole life before it."""
+        if role not in self.new:
+            signed = copy.deepcopy(self.view[role].signed)
+            signed.version += 1
+            signed.expires = _expiry(role, self.now)
+            self.new[role] = Metadata(signed)
+        return self.new[role]
+
+    def list_targets(
+        self, role: str, paths: Sequence[str], targets: Iterable[SignedTarget], keyring: Keyring
+    ) -> None:
+        """Have a role list exactly these targets, and be delegated exactly these paths."""
+        wanted = {target.path: _target_file(target) for target in targets}
+        self._delegate(role, paths, keyring)
+        for path in wanted:
+            if not self.delegated[role].is_delegated_path(path):
+                message = f"{path} is none of the paths of {role}: {', '.join(paths)}."
+                raise InvalidInput(message, code="target_outside_role")
+        if role not in self.view:
+            self.start(role, Targets(targets=wanted))
+        elif self.view[role].signed.targets != wanted:
+            self.renew(role).signed.targets = wanted
+
+    def delegate(self, role: str, paths: Sequence[str]) -> None:
+        """Have a model's role signed by the models' key, for these paths."""
+        known = self.delegated.get(role)
+        if known is not None and list(known.paths or ()) == list(paths):
+            return
+        targets = self.renew(roles.TARGETS).signed
+        keyid = next(iter(targets.delegations.keys))
+        targets.delegations.roles[role] = DelegatedRole(
+            role, [keyid], 1, terminating=True, paths=list(paths)
+        )
+
+    def replace_key(self, kind: str, key: Key) -> None:
+        """Have another key sign for a kind of roles, and no longer the one before."""
+        if kind == roles.MODELS:
+            delegations = self.renew(roles.TARGETS).signed.delegations
+            delegations.keys = {key.keyid: key}
+            for role in delegations.roles.values():
+                role.keyids = [key.keyid]
+            return
+        root = self.renew(roles.ROOT).signed
+        for keyid in list(root.roles[kind].keyids):
+            root.revoke_key(keyid, kind)
+        root.add_key(key, kind)
+
+    def close(self) -> None:
+        """Add what follows from the new versions: other signatures, snapshot, timestamp."""
+        if not self._holds(roles.TARGETS):
+            self.renew(roles.TARGETS)
+        for role in sorted(self.delegated):
+            if role not in self.view:
+                # A delegated role without a file would be an error to devices, not an empty list.
+                if role not in self.new:
+                    self.start(role, Targets())
+            elif not self._holds(role):
+                self.renew(role)
+        self._close_snapshot()
+        snapshot = MetaFile(self.latest(roles.SNAPSHOT).signed.version)
+        if roles.TIMESTAMP not in self.view:
+            self.start(roles.TIMESTAMP, Timestamp(snapshot_meta=snapshot))
+        elif (
+            self.view[roles.TIMESTAMP].signed.snapshot_meta != snapshot
+            or not self._holds(roles.TIMESTAMP)
+        ):  # fmt: skip
+            self.renew(roles.TIMESTAMP)
+        if roles.TIMESTAMP in self.new:
+            self.new[roles.TIMESTAMP].signed.snapshot_meta = snapshot
+
+    def signing_keys(self, role: str) -> dict[str, Key]:
+        """Return the keys that may sign the latest version of a role."""
+        delegators = self._delegators(role)
+        return {
+            keyid: delegator.get_key(keyid)
+            for delegator in delegators
+            for keyid in delegator.get_delegated_role(role).keyids
+        }
+
+    def is_signed(self, role: str) -> bool:
+        """Whether enough keys have signed the latest version of a role."""
+        return self.is_enough(role, self.signed_by(role))
+
+    def is_enough(self, role: str, keyids: AbstractSet[str]) -> bool:
+        """Whether signatures of these keys make the latest version of a role valid."""
+        parts = [part.get_delegated_role(role) for part in self._delegators(role)]
+        return all(len(keyids & set(part.keyids)) >= part.threshold for part in parts)
+
+    def signed_by(self, role: str) -> set[str]:
+        """Return the keys whose signatures the latest version of a role holds."""
+        document = self.latest(role)
+        keys = self.signing_keys(role)
+        return {keyid for keyid, key in keys.items() if _verifies(document, keyid, key)}
+
+    def at_hand(self, role: str, keyring: Keyring) -> set[str]:
+        """Return the keys of a role that have signed already or could do so now."""
+        found = keyring.signers(roles.kind_of(role), self.signing_keys(role))
+        return self.signed_by(role) | {signer.public_key.keyid for signer in found}
+
+    def sign(self, role: str, keyring: Keyring) -> bool:
+        """Add the signatures of the keys at hand; return whether they are enough."""
+        if not self.is_signed(role):
+            keys = self.signing_keys(role)
+            for signer in keyring.signers(roles.kind_of(role), keys):
+                self.new[role].sign(signer, append=True)
+        return self.is_signed(role)
+
+    def _delegate(self, role: str, paths: Sequence[str], keyring: Keyring) -> None:
+        known = self.delegated.get(role)
+        if known is not None and list(known.paths or ()) == list(paths):
+            return
+        self.delegate(role, paths)
+        if not self.is_enough(roles.TARGETS, self.at_hand(roles.TARGETS, keyring)):
+            model = role.removeprefix("model-")
+            message = (
+                f"{role} is not delegated yet, and the key of the targets role is not on this"
+                f" machine. Where it is, run `python manage.py trust delegate {model} --key FILE`."
+            )
+            raise Conflict(message, code="role_not_delegated")
+
+    def _delegators(self, role: str) -> list[Root | Targets]:
+        """Return who says who signs: for a new root, that root and the one before it."""
+        if role not in roles.TOP_LEVEL:
+            return [self.targets]
+        if role == roles.ROOT and role in self.new and role in self.view:
+            return [self.view[role].signed, self.root]
+        return [self.root]
+
+    def _holds(self, role: str) -> bool:
+        """Whether the latest version of a role needs no new signature."""
+        if role in self.new or role not in self.view:
+            return True
+        delegator = roles.ROOT if role in roles.TOP_LEVEL else roles.TARGETS
+        return delegator not in self.new or self.is_signed(role)
+
+    def _close_snapshot(self) -> None:
+        listed = {roles.TARGETS, *self.delegated}
+        meta = {f"{role}.json": MetaFile(self.latest(role).signed.version) for role in listed}
+        if roles.SNAPSHOT not in self.view:
+            self.start(roles.SNAPSHOT, Snapshot(meta=meta))
+        elif self.view[roles.SNAPSHOT].signed.meta != meta or not self._holds(roles.SNAPSHOT):
+            self.renew(roles.SNAPSHOT)
+        if roles.SNAPSHOT in self.new:
+            self.new[roles.SNAPSHOT].signed.meta = meta
+
+
+def commit(plan: Plan, *, keyring: Keyring | None = None, now: dt.datetime | None = None) -> bool:
+    """Sign and show what ``plan`` changes; return whether that is anything.
+
+    Must not be called within a transaction: what devices may have seen cannot be taken back.
+
+    Raises:
+        Conflict: ``signing_key_missing``, and what the plan raises.
+
+    """
+    keys = keyring or Keyring()
+    while True:
+        finish(keys, now=now)
+        with locked():
+            if Draft.objects.exists():
+                continue  # another process has planned meanwhile: help it, then look again
+            change = draw(plan, now=now)
+            _require_signable(change, keys)
+            _write_drafts(change)
+        finish(keys, now=now)
+        return bool(change.new)
+
+
+def draw(plan: Plan, *, now: dt.datetime | None = None) -> Change:
+    """Return what a plan would change, without changing it."""
+    change = Change(View.load(), _moment(now))
+    plan(change)
+    if change.new:
+        change.close()
+    return change
+
+
+def finish(keyring: Keyring, *, now: dt.datetime | None = None) -> None:
+    """Sign the drafts that are waiting, if any, and show them.
+
+    Raises:
+        Conflict: ``signing_key_missing``.
+
+    """
+    drafts = list(Draft.objects.all())
+    if not drafts:
+        return
+    change = Change(View.load(), _moment(now))
+    change.new = {draft.role: Metadata.from_bytes(bytes(draft.content)) for draft in drafts}
+    for role in change.new:
+        if not change.sign(role, keyring):
+            raise _missing_key(role)
+    with locked():
+        ids = [draft.pk for draft in drafts]
+        if Draft.objects.filter(pk__in=ids).count() == len(ids):
+            for role, document in change.new.items():
+                _store(role, document, change.now)
+            Draft.objects.all().delete()
+
+
+def discard_drafts() -> None:
+    """Forget drafts whose key is lost; only with a change that takes that key's right away."""
+    with locked():
+        Draft.objects.all().delete()
+
+
+def found(plan: Plan, *, keyring: Keyring, now: dt.datetime | None = None) -> None:
+    """Make the repository.
+
+    Raises:
+        Conflict: ``trust_initialised``, ``signing_key_missing``.
+
+    """
+
+    def begin(change: Change) -> None:
+        if roles.ROOT in change.view:
+            message = "There is a repository already; a second root would lock every device out."
+            raise Conflict(message, code="trust_initialised")
+        plan(change)
+
+    commit(begin, keyring=keyring, now=now)
+
+
+def begin(change: Change, keys: Mapping[str, Sequence[Key]]) -> None:
+    """Plan the first version of every role, signed by these keys."""
+    root = Root(consistent_snapshot=True)
+    for kind in roles.TOP_LEVEL:
+        for key in keys[kind]:
+            root.add_key(key, kind)
+    root.roles[roles.ROOT].threshold = roles.ROOT_THRESHOLD
+    change.start(roles.ROOT, root)
+    models = keys[roles.MODELS][0]
+    # The models' key stands there before any model does, so that the first needs no other.
+    change.start(roles.TARGETS, Targets(delegations=Delegations({models.keyid: models}, {})))
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the repository, in a transaction that has reached the disk when it ends."""
+    with _synchronous(), transaction.atomic(durable=True):
+        Repository.objects.select_for_update().get_or_create(pk=1)
+        yield
+
+
+def parse(content: bytes, name: str) -> Document:
+    """Read signed or unsigned metadata.
+
+    Raises:
+        InvalidInput: ``invalid_metadata``.
+
+    """
+    try:
+        return Metadata.from_bytes(content)
+    except (DeserializationError, RepositoryError) as error:
+        message = f"{name} is no TUF metadata."
+        raise InvalidInput(message, code="invalid_metadata") from error
+
+
+def serialize(document: Document) -> bytes:
+    """Return the bytes of a file."""
+    return document.to_bytes(_SERIALIZER)
+
+
+@contextlib.contextmanager
+def _synchronous() -> Iterator[None]:
+    """Have SQLite wait for the disk: a version that devices saw must outlive a power cut."""
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA synchronous=FULL")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA synchronous=NORMAL")
+
+
+def _require_signable(change: Change, keyring: Keyring) -> None:
+    """Raise before anything is drafted that could not be signed."""
+    for role in change.new:
+        if keyring.named and role in (roles.ROOT, roles.TARGETS):
+            # These keys are here for this command only: a later call could not finish the draft.
+            change.sign(role, keyring)
+        if not change.is_enough(role, change.at_hand(role, keyring)):
+            raise _missing_key(role)
+
+
+def _missing_key(role: str) -> DomainError:
+    kind = roles.kind_of(role)
+    if kind in roles.ONLINE:
+        message = (
+            f"The key that signs {role} is not at hand. It belongs into TRUST_{kind.upper()}_KEY or"
+            f" into the folder TRUST_KEYS; if it is lost, `python manage.py trust rotate {kind}`"
+            " appoints another."
+        )
+    else:
+        message = (
+            f"Not enough keys of the {role} role are at hand. Name their files with --key, or sign"
+            " on another machine: --export, `trust sign`, `trust import`. See docs/keys.md."
+        )
+    return Conflict(message, code="signing_key_missing")
+
+
+def _write_drafts(change: Change) -> None:
+    for role, document in change.new.items():
+        Draft.objects.create(
+            role=role,
+            version=document.signed.version,
+            content=serialize(document),
+            created_at=change.now,
+        )
+
+
+def _store(role: str, document: Document, now: dt.datetime) -> None:
+    content = serialize(document)
+    MetadataFile.objects.create(
+        role=role,
+        version=document.signed.version,
+        content=content,
+        sha256=hashlib.sha256(content).hexdigest(),
+        expires_at=document.signed.expires,
+        created_at=now,
+    )
+
+
+def _target_file(target: SignedTarget) -> TargetFile:
+    custom = dict(target.custom)
+    if fraction := _find_fraction(custom, "custom"):
+        message = f"{fraction} of {target.path} is a fraction, which signed metadata cannot hold."
+        raise InvalidInput(message, code="fraction_in_custom")
+    try:
+        return TargetFile(
+            target.size_bytes, {"sha256": target.sha256}, target.path, {"custom": custom}
+        )
+    except ValueError as error:
+        message = f"{target.path} cannot be listed: {error}."
+        raise InvalidInput(message, code="invalid_target") from error
+
+
+def _find_fraction(value: object, name: str) -> str:
+    """Return where a float stands in JSON, else ``""``."""
+    if isinstance(value, float):
+        return name
+    members: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        members = value.items()
+    elif isinstance(value, list | tuple):
+        members = enumerate(value)
+    return next((at for key, item in members if (at := _find_fraction(item, f"{name}.{key}"))), "")
+
+
+def _verifies(document: Document, keyid: str, key: Key) -> bool:
+    signature = document.signatures.get(keyid)
+    if signature is None:
+        return False
+    try:
+        key.verify_signature(signature, document.signed_bytes)
+    except UnverifiedSignatureError:
+        return False
+    return True
+
+
+def _expiry(role: str, now: dt.datetime) -> dt.datetime:
+    return (now + roles.life_of(role)).astimezone(dt.UTC).replace(microsecond=0)
+
+
+def _moment(now: dt.datetime | None) -> dt.datetime:
+    return now or timezone.now()
