@@ -39,8 +39,15 @@ class Handler:
 HANDLERS: Final[dict[str, Handler]] = {
     names.TRAIN: Handler("worker.pipelines.retraining:run", isolated=True),
     names.COMPILE_UPLOAD: Handler("worker.pipelines.compiling:run", isolated=True),
+    # Takes memory of several times the files' size, which a process of its own gives back.
+    names.BUILD_PATCHES: Handler("worker.pipelines.patching:run", isolated=True),
+    names.PUBLISH: Handler("worker.pipelines.publishing:run", isolated=False),
 }
-TICKS: Final[dict[str, str]] = {names.NIGHTLY: "worker.pipelines.nightly:tick"}
+TICKS: Final[dict[str, str]] = {
+    names.NIGHTLY: "worker.pipelines.nightly:tick",
+    names.RENEW: "worker.pipelines.publishing:renew",
+    names.CATCH_UP: "worker.pipelines.publishing:catch_up",
+}
 
 
 def find(name: str) -> Handler:

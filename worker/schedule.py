@@ -9,6 +9,8 @@ from django.conf import settings
 from server.jobs import names
 
 NIGHTLY_TICK_S = 60
+CATCH_UP_S = 60
+RENEW_S = 3600
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -16,13 +18,17 @@ def entries() -> dict[str, dict[str, Any]]:
     return {
         "Look for lapsed jobs": _every(settings.JOB_REAP_S, names.REAP),
         "Look for models due for their nightly run": _every(NIGHTLY_TICK_S, names.NIGHTLY),
+        "Look for releases that wait to be signed": _every(
+            CATCH_UP_S, names.CATCH_UP, names.SIGNING_QUEUE
+        ),
+        "Sign metadata again before they expire": _every(RENEW_S, names.RENEW, names.SIGNING_QUEUE),
     }
 
 
-def _every(seconds: int, name: str) -> dict[str, Any]:
+def _every(seconds: int, name: str, queue: str = names.DEFAULT_QUEUE) -> dict[str, Any]:
     """Return one entry."""
     return {
         "task": name,
         "schedule": float(seconds),
-        "options": {"queue": names.DEFAULT_QUEUE, "expires": float(seconds)},
+        "options": {"queue": queue, "expires": float(seconds)},
     }

@@ -1,7 +1,8 @@
-"""The device's view: update check, artifacts, events. Plain views, for speed."""
+"""The device's view: update check, artifacts, signed metadata, events. Plain views, for speed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from server.http.problems import problem_response
 from server.http.ranges import Accel, Delivery, Redirect, Stream, ranged_response
 from server.registry.queries import get_model
 from server.telemetry.actions import record_events
+from server.trust.queries import metadata_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 MAX_EVENTS_BYTES = 512 * 1024
 # Long enough for a slow phone to fetch a large file in one go; ranges ask for a new address.
 PRESIGNED_FOR_S = 3600
+TIMESTAMP = "timestamp.json"
+_FOR_EVER = "public, max-age=31536000, immutable"
 
 
 def _as_problems(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
@@ -122,6 +126,31 @@ def _presigned(artifact: Artifact) -> str:
         )
         raise Unavailable(message, code="redirect_not_possible")
     return url
+
+
+@csrf_exempt
+def fetch_metadata(request: HttpRequest, name: str) -> HttpResponse:
+    """Serve a file of the signed metadata; open to all, because each says who signed it."""
+    if request.method not in ("GET", "HEAD"):
+        return _method_not_allowed("GET, HEAD")
+    content = metadata_file(name)
+    if content is None:
+        message = f"There is no signed metadata file called {name[:80]!r}."
+        response = problem_response(NotFound(message, code="unknown_metadata"))
+        # Clients ask for the next root, which may be there a moment later.
+        response["Cache-Control"] = "no-store"
+        return response
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    is_known = etag in request.headers.get("If-None-Match", "")
+    response = HttpResponse(
+        b"" if is_known else content,
+        status=304 if is_known else 200,
+        content_type="application/json",
+    )
+    response["ETag"] = etag
+    # All but the timestamp carry their version in their name and never change.
+    response["Cache-Control"] = "no-cache" if name == TIMESTAMP else _FOR_EVER
+    return response
 
 
 @csrf_exempt

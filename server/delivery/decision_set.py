@@ -11,8 +11,8 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -24,9 +24,12 @@ from server.delivery.models import ApplicationKey
 from server.domain.decision import ChannelFacts, Decision, ReleaseFacts, VariantFacts
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts import queries as rollout_queries
-from server.rollouts.models import Channel, Release
+from server.rollouts.models import Channel, Patch, Release
+from server.rollouts.queries import Standing
+from server.rollouts.targets import release_path
 
 SPEC_VERSION = 1
+PATCH_MEDIA_TYPE = "application/octet-stream"
 log = structlog.get_logger(__name__)
 
 
@@ -110,6 +113,16 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What was read from the database, by what it belongs to."""
+
+    releases: Mapping[int, list[Release]]
+    variants: Mapping[int, list[Variant]]
+    # By model and by the hash of the file that they make.
+    patches: Mapping[tuple[int, str], list[Patch]]
+
+
 def load() -> DecisionSet:
     """Read the whole set from the database in a fixed number of queries."""
     epoch = rollout_queries.epoch()
@@ -117,17 +130,7 @@ def load() -> DecisionSet:
         model.pk: ModelFacts(model.slug, model.is_open, model.retired_at is not None)
         for model in Model.objects.all()
     }
-    shipped: dict[int, list[Variant]] = defaultdict(list)
-    variants = Variant.objects.filter(
-        is_shipped=True,
-        version__state=ModelVersion.State.PUBLISHED,
-        version__releases__isnull=False,
-    ).distinct()
-    for variant in variants:
-        shipped[variant.version_id].append(variant)
-    releases: dict[int, list[Release]] = defaultdict(list)
-    for release in Release.objects.select_related("version").order_by("label_number"):
-        releases[release.channel_id].append(release)
+    rows = _read_rows()
     artifacts: dict[str, Artifact] = {}
     revoked: set[str] = set()
     for channel in Channel.objects.all():
@@ -135,24 +138,43 @@ def load() -> DecisionSet:
         if facts is None:
             # Made since the models were read; the epoch has grown, so the next look finds it.
             continue
-        revoked |= _add_channel(facts, channel, releases[channel.pk], shipped, artifacts)
+        revoked |= _add_channel(facts, channel, rows, artifacts)
     # What is revoked on one channel may still be served on another.
     served = {sha256 for m in models.values() for _, sha256 in m.manifests if sha256}
+    revoked -= served
+    _add_patches(models, rows, artifacts, revoked)
     return DecisionSet(
-        epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked - served)
+        epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked)
     )
 
 
+def _read_rows() -> _Rows:
+    variants: dict[int, list[Variant]] = defaultdict(list)
+    shipped = Variant.objects.filter(
+        is_shipped=True,
+        version__state=ModelVersion.State.PUBLISHED,
+        version__releases__isnull=False,
+    ).distinct()
+    for variant in shipped:
+        variants[variant.version_id].append(variant)
+    releases: dict[int, list[Release]] = defaultdict(list)
+    for release in Release.objects.select_related("version").order_by("label_number"):
+        releases[release.channel_id].append(release)
+    patches: dict[tuple[int, str], list[Patch]] = defaultdict(list)
+    offered = Patch.objects.filter(state=Patch.State.OFFERED, announced_at__isnull=False)
+    for patch in offered.select_related("from_variant", "to_variant__version").order_by("-pk"):
+        target = patch.to_variant
+        patches[(target.version.model_id, target.sha256)].append(patch)
+    return _Rows(releases, variants, patches)
+
+
 def _add_channel(
-    facts: ModelFacts,
-    channel: Channel,
-    releases: list[Release],
-    shipped: Mapping[int, list[Variant]],
-    artifacts: dict[str, Artifact],
+    facts: ModelFacts, channel: Channel, rows: _Rows, artifacts: dict[str, Artifact]
 ) -> set[str]:
-    newest = releases[-1] if releases else None
-    current = newest if newest is not None and newest.killed_at is None else None
-    serving = {v.sha256 for v in shipped[current.version_id]} if current else set()
+    releases, shipped = rows.releases[channel.pk], rows.variants
+    standing = rollout_queries.stand(releases)
+    current = standing.offered
+    serving = {v.sha256 for release in standing.listed for v in shipped[release.version_id]}
     revoked = {
         variant.sha256
         for release in releases
@@ -160,23 +182,84 @@ def _add_channel(
         for variant in shipped[release.version_id]
     } - serving
     listed = tuple(sorted(revoked))
-    facts.channels[channel.name] = ChannelFacts(_release_facts(current, shipped), listed)
+    facts.channels[channel.name] = ChannelFacts(
+        _release_facts(current, shipped), listed, _hold(standing, channel)
+    )
     for release in releases:
         for variant in shipped[release.version_id]:
-            owners = frozenset({facts.slug})
-            if (known := artifacts.get(variant.sha256)) is not None:
-                owners |= known.models
-            artifacts[variant.sha256] = Artifact(
-                variant.sha256, variant.size_bytes, variant.media_type, variant.filename, owners
+            file = Artifact(
+                variant.sha256,
+                variant.size_bytes,
+                variant.media_type,
+                variant.filename,
+                frozenset({facts.slug}),
             )
+            _add_artifact(artifacts, file)
     common = _common(facts.slug, channel.name, current, listed)
     facts.manifests[(channel.name, "")] = common
     if current is not None:
         for variant in shipped[current.version_id]:
             facts.manifests[(channel.name, variant.sha256)] = common | _variant_members(
-                current.version, variant
+                facts.slug, channel.name, current, variant
             )
     return revoked
+
+
+def _hold(standing: Standing, channel: Channel) -> str:
+    """Return what a channel that serves nothing waits for, or nothing."""
+    if standing.newest is not None and standing.offered is None:
+        return f"{standing.newest.label} waits to be signed"
+    # Devices obey the signed policy alone, so there is nothing to tell them before it says so.
+    if standing.is_emptied and channel.embedded_at is None:
+        return "every release was revoked, and the policy that says so waits to be signed"
+    return ""
+
+
+def _add_artifact(artifacts: dict[str, Artifact], file: Artifact) -> None:
+    """Add a file, or one more model to a file that is there."""
+    known = artifacts.get(file.sha256)
+    artifacts[file.sha256] = replace(file, models=file.models | known.models) if known else file
+
+
+def _add_patches(
+    models: Mapping[int, ModelFacts],
+    rows: _Rows,
+    artifacts: dict[str, Artifact],
+    revoked: set[str],
+) -> None:
+    """Offer the signed patches in the manifests of what they lead to, and serve their bytes."""
+    for pk, facts in models.items():
+        for (_, sha256), manifest in facts.manifests.items():
+            manifest["patches"] = _patch_members(rows.patches.get((pk, sha256), ()), revoked)
+    for (pk, sha256), patches in rows.patches.items():
+        owner = models.get(pk)
+        for patch in patches:
+            if owner is not None and sha256 not in revoked:
+                name = f"{patch.to_variant.filename}.{patch.algorithm}"
+                file = Artifact(
+                    patch.sha256,
+                    patch.size_bytes or 0,
+                    PATCH_MEDIA_TYPE,
+                    name,
+                    frozenset({owner.slug}),
+                )
+                _add_artifact(artifacts, file)
+
+
+def _patch_members(patches: Iterable[Patch], revoked: Collection[str]) -> list[dict[str, Any]]:
+    """Return the patches as the manifest names them, each pair of files once."""
+    pairs = {patch.from_variant.sha256: patch for patch in patches}
+    return [
+        {
+            "algorithm": patch.algorithm,
+            "from_sha256": from_sha256,
+            "sha256": patch.sha256,
+            "size_bytes": patch.size_bytes,
+            "path": f"/api/v1/artifacts/{patch.sha256}",
+        }
+        for from_sha256, patch in sorted(pairs.items())
+        if from_sha256 not in revoked
+    ]
 
 
 def _release_facts(
@@ -223,17 +306,20 @@ def _timestamp(release: Release) -> str:
     return release.created_at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _variant_members(version: ModelVersion, variant: Variant) -> dict[str, Any]:
+def _variant_members(slug: str, channel: str, release: Release, variant: Variant) -> dict[str, Any]:
+    version = release.version
     quality = variant.metrics.get("accuracy", version.metrics.get("accuracy"))
     return {
         "artifact": {
             "path": f"/api/v1/artifacts/{variant.sha256}",
+            "target": release_path(slug, channel, release.label, variant),
             "runtime": variant.runtime,
             "precision": variant.precision,
             "sha256": variant.sha256,
             "size_bytes": variant.size_bytes,
             "media_type": variant.media_type,
         },
+        "selftest": variant.selftest,
         "requires": variant.requires,
         "metrics": {"accuracy": quality, "test_photos": version.metrics.get("count")},
     }

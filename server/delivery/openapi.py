@@ -42,6 +42,7 @@ MANIFEST: dict[str, Any] = {
         artifact=_nullable(
             _object(
                 path=_TEXT,
+                target={**_TEXT, "description": "Where the signed metadata list the file."},
                 runtime={"type": "string", "enum": list(RUNTIMES)},
                 precision=_TEXT,
                 sha256=_SHA256,
@@ -171,6 +172,25 @@ def _paths() -> dict[str, Any]:
             "304": _answer("You have it."),
         },
     }
+    metadata = {
+        "parameters": [
+            {
+                "in": "path",
+                "name": "name",
+                "required": True,
+                "schema": _TEXT,
+                "description": "timestamp.json, or by version 3.root.json, 17.snapshot.json, …",
+            },
+            _header("If-None-Match", "The entity tag of the last answer."),
+        ],
+        "responses": {
+            "200": _answer(
+                "A file of The Update Framework, version 1.0; all but the timestamp never change.",
+                {"type": "object"},
+            ),
+            "304": _answer("You have it."),
+        },
+    }
     receipt = _object(
         accepted={"type": "integer"},
         duplicates={"type": "integer"},
@@ -184,6 +204,10 @@ def _paths() -> dict[str, Any]:
         "/api/v1/artifacts/{sha256}": {
             "get": _operation("get_artifact", "Fetch a released file", **artifact),
             "head": _operation("head_artifact", "Ask about a released file", **artifact),
+        },
+        "/api/v1/metadata/{name}": {
+            "get": _operation("get_metadata", "Fetch signed metadata", **metadata),
+            "head": _operation("head_metadata", "Ask about signed metadata", **metadata),
         },
         "/api/v1/events": {
             "post": _operation(

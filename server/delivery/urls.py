@@ -27,6 +27,7 @@ urlpatterns = [
     path("models/<str:model>/update", api.check_update, name="update"),
     path("models/<slug:model>/explain", api.Explain.as_view(), name="explain"),
     path("artifacts/<sha256:sha256>", api.fetch_artifact, name="artifact"),
+    path("metadata/<str:name>", api.fetch_metadata, name="metadata"),
     path("events", api.take_events, name="events"),
     path("keys", keys_api.ApplicationKeys.as_view(), name="keys"),
     path("keys/<int:key_id>", keys_api.OneApplicationKey.as_view(), name="key"),

@@ -38,10 +38,11 @@ class ReleaseFacts:
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """One channel: what it serves and what was revoked on it."""
+    """One channel: what it serves, what was revoked on it, and what it waits for meanwhile."""
 
     release: ReleaseFacts | None
     revoked: tuple[str, ...] = ()
+    hold: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,14 @@ def decide(channel: ChannelFacts | None, poll: Poll) -> Decision:
     steps.append(Step("kill", f"{len(channel.revoked)} files revoked"))
     release = channel.release
     if release is None:
-        steps.append(Step("release", "nothing released"))
         reason = "every release was revoked" if channel.revoked else "nothing released yet"
+        steps.append(Step("release", channel.hold or "nothing released"))
         return Decision(
-            None, None, is_embedded_wanted=bool(channel.revoked), reason=reason, steps=tuple(steps)
+            None,
+            None,
+            is_embedded_wanted=bool(channel.revoked) and not channel.hold,
+            reason=channel.hold or reason,
+            steps=tuple(steps),
         )
     steps.append(Step("release", f"{release.label} (version {release.version})"))
     offered = release.variants.get(poll.runtime, ())

@@ -9,19 +9,31 @@ from typing import Final
 
 DEFAULT_QUEUE: Final = "default"
 ML_QUEUE: Final = "ml"
-QUEUES: Final = (DEFAULT_QUEUE, ML_QUEUE)
+# Only whoever takes from this queue needs the signing keys. Its jobs come one after the other,
+# which a lock in the database sees to where one worker takes from several queues.
+SIGNING_QUEUE: Final = "signing"
+QUEUES: Final = (DEFAULT_QUEUE, ML_QUEUE, SIGNING_QUEUE)
 
 TRAIN: Final = "training.run"
 COMPILE_UPLOAD: Final = "registry.compile_upload"
+BUILD_PATCHES: Final = "registry.build_patches"
+PUBLISH: Final = "trust.publish"
 
 # Jobs of the ledger, with the queue each travels on.
-JOBS: Final[dict[str, str]] = {TRAIN: ML_QUEUE, COMPILE_UPLOAD: ML_QUEUE}
+JOBS: Final[dict[str, str]] = {
+    TRAIN: ML_QUEUE,
+    COMPILE_UPLOAD: ML_QUEUE,
+    BUILD_PATCHES: DEFAULT_QUEUE,
+    PUBLISH: SIGNING_QUEUE,
+}
 
 REAP: Final = "jobs.reap"
 NIGHTLY: Final = "training.nightly"
+RENEW: Final = "trust.renew"
+CATCH_UP: Final = "trust.catch_up"
 
 # Called by the clock, not kept in the ledger: a call that is lost is made up for by the next.
-PERIODIC: Final = (REAP, NIGHTLY)
+PERIODIC: Final = (REAP, NIGHTLY, RENEW, CATCH_UP)
 
 # Jobs that only tests send; taken only where NIGHTFERRY_TEST_HANDLERS is set.
 TEST_PREFIX: Final = "test."

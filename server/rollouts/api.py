@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
@@ -18,12 +18,21 @@ from server.rollouts.serializers import (
     KilledSerializer,
     KillSerializer,
     NewReleaseSerializer,
+    RecalledSerializer,
+    RecallSerializer,
     ReleaseSerializer,
     RollbackSerializer,
 )
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+
+    from server.registry.models import Model
+
+
+def _channels(model: Model) -> list[dict[str, Any]]:
+    serving = queries.serving([model])
+    return [{"name": channel.name, "serves": release} for channel, release in serving]
 
 
 class Channels(APIView):
@@ -37,11 +46,7 @@ class Channels(APIView):
     )
     def get(self, request: Request, model: str) -> Response:  # noqa: ARG002
         """Return the channels; there are few."""
-        channels = [
-            {"name": channel.name, "serves": release}
-            for channel, release in queries.serving([get_model(model)])
-        ]
-        return Response(ChannelSerializer(channels, many=True).data)
+        return Response(ChannelSerializer(_channels(get_model(model)), many=True).data)
 
 
 class Releases(ListAPIView[Release]):
@@ -116,3 +121,31 @@ class Kill(APIView):
         values = KillSerializer.read(request.data)
         serving = actions.kill(model=get_model(model), **values, actor=request.user)
         return Response({"now_serving": ReleaseSerializer(serving).data if serving else None})
+
+
+class Recall(APIView):
+    """Withdrawing a version for good, wherever it went."""
+
+    @extend_schema(
+        operation_id="recall_version",
+        summary="Recall a version from every channel; devices delete it at their next poll",
+        tags=["releases"],
+        request=RecallSerializer,
+        responses={200: RecalledSerializer, 202: RecalledSerializer},
+    )
+    def post(self, request: Request, model: str, number: int) -> Response:
+        """Recall it; 202 until the policy that tells devices so is signed."""
+        values = RecallSerializer.read(request.data)
+        target = get_model(model)
+        version = get_version(target, number)
+        recall = actions.recall_version(version=version, **values, actor=request.user)
+        is_signed = queries.is_signed(target)
+        body = {
+            "model": target.slug,
+            "version": version.number,
+            "reason": recall.reason,
+            "recalled_at": recall.created_at,
+            "is_signed": is_signed,
+            "channels": _channels(target),
+        }
+        return Response(RecalledSerializer(body).data, status=200 if is_signed else 202)

@@ -1,12 +1,24 @@
-"""Reads of channels and releases."""
+"""Reads of channels, releases, and of what of them is to be signed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from django.db.models import F, Q, QuerySet
 
 from server.domain.errors import NotFound
-from server.registry.models import Model, Variant
-from server.rollouts.models import Channel, DecisionEpoch, Release
+from server.registry.models import Model, ModelVersion, Variant
+from server.rollouts import targets
+from server.rollouts.models import Channel, DecisionEpoch, Patch, Recall, Release, Signing
+from server.trust.targets import SignedTarget
+
+# A job does the signing at once; only what it left undone is looked for.
+SIGNING_IS_LATE = dt.timedelta(seconds=60)
+# Devices of a channel skip this many releases and still find a patch.
+PATCH_BASES = 4
 
 
 def get_channel(model: Model, name: str) -> Channel:
@@ -23,37 +35,92 @@ def get_channel(model: Model, name: str) -> Channel:
         raise NotFound(message, code="unknown_channel") from error
 
 
-def current_release(channel: Channel) -> Release | None:
-    """Return what the channel serves: its newest release, or nothing where that was killed.
+@dataclass(frozen=True)
+class Standing:
+    """What a channel's releases come to.
 
-    An older release never comes back by itself: who rolled back from it had a reason.
+    ``newest`` is what it shall serve, None where that was killed: an older release never comes
+    back by itself, because who rolled back from it had a reason. ``offered`` is what devices get
+    until the newest is signed and announced. ``is_emptied`` says that everything was killed.
     """
+
+    newest: Release | None = None
+    offered: Release | None = None
+    is_emptied: bool = False
+
+    @property
+    def listed(self) -> tuple[Release, ...]:
+        """Return the releases that signed metadata list."""
+        return tuple({one.pk: one for one in (self.offered, self.newest) if one}.values())
+
+
+def stand(releases: Sequence[Release]) -> Standing:
+    """Return what a channel's releases, oldest first, come to."""
+    if not releases:
+        return Standing()
+    newest = releases[-1]
+    if newest.killed_at is not None:
+        return Standing(is_emptied=True)
+    announced = next((one for one in reversed(releases) if one.announced_at is not None), None)
+    is_living = announced is not None and announced.killed_at is None
+    return Standing(newest=newest, offered=announced if is_living else None)
+
+
+def current_release(channel: Channel) -> Release | None:
+    """Return what the channel shall serve: its newest release, or nothing where it was killed."""
     newest = channel.releases.select_related("version").order_by("-label_number").first()
     return newest if newest is not None and newest.killed_at is None else None
 
 
 def serving(models: Iterable[Model]) -> list[tuple[Channel, Release | None]]:
-    """Return every channel of the models with what it serves, in two queries."""
+    """Return every channel of the models with what it shall serve, in two queries."""
     channels = list(Channel.objects.filter(model__in=models).select_related("model"))
-    newest: dict[int, Release] = {}
-    releases = Release.objects.filter(channel__in=channels).order_by("label_number")
-    for release in releases.select_related("version", "channel__model"):
-        newest[release.channel_id] = release
-    living = {pk: release for pk, release in newest.items() if release.killed_at is None}
-    return [(channel, living.get(channel.pk)) for channel in channels]
+    standings = _standings(Release.objects.filter(channel__in=channels))
+    return [(channel, standings.get(channel.pk, Standing()).newest) for channel in channels]
+
+
+def _standings(releases: QuerySet[Release]) -> dict[int, Standing]:
+    """Return what the releases of each channel come to."""
+    by_channel: dict[int, list[Release]] = defaultdict(list)
+    rows = releases.order_by("label_number").select_related("version", "channel__model")
+    for release in rows:
+        by_channel[release.channel_id].append(release)
+    return {pk: stand(found) for pk, found in by_channel.items()}
 
 
 def incumbent(model: Model, channel: str) -> Release | None:
-    """Return what the channel of that name serves now."""
+    """Return what the channel of that name shall serve."""
     stream = model.channels.filter(name=channel).first()
     return current_release(stream) if stream is not None else None
 
 
 def killed_files(channel: Channel) -> set[str]:
-    """Return the hashes of every file that was killed on the channel."""
+    """Return the hashes of every file that was killed on the channel, or recalled."""
     killed = channel.releases.filter(killed_at__isnull=False).values("version")
-    files = Variant.objects.filter(version__in=killed, is_shipped=True)
-    return set(files.values_list("sha256", flat=True))
+    recalled = Recall.objects.filter(version__model=channel.model_id).values("version")
+    return _shipped(Q(version__in=killed) | Q(version__in=recalled))
+
+
+def withdrawn_files(model: Model) -> set[str]:
+    """Return the hashes of every file that was killed on any channel, or recalled."""
+    killed = Release.objects.filter(channel__model=model, killed_at__isnull=False)
+    recalled = Recall.objects.filter(version__model=model)
+    return _shipped(
+        Q(version__in=killed.values("version")) | Q(version__in=recalled.values("version"))
+    )
+
+
+def _shipped(of: Q) -> set[str]:
+    return set(Variant.objects.filter(of, is_shipped=True).values_list("sha256", flat=True))
+
+
+def releases_with_files_of(version: ModelVersion) -> QuerySet[Release]:
+    """Return the releases of this version, and of others that hold one of its very files."""
+    files = version.variants.filter(is_shipped=True).values("sha256")
+    twins = Variant.objects.filter(
+        version__model=version.model_id, is_shipped=True, sha256__in=files
+    ).values("version")
+    return Release.objects.filter(Q(version=version) | Q(version__in=twins))
 
 
 def waits_for_person(model: Model, channel: str) -> bool:
@@ -74,3 +141,123 @@ def epoch() -> int:
     """Return the number that grows with every change devices may see."""
     row = DecisionEpoch.objects.filter(pk=1).values_list("number", flat=True).first()
     return row or 0
+
+
+# What is signed
+
+
+def listed_releases(model: Model) -> list[Release]:
+    """Return the releases that the model's signed metadata shall list.
+
+    Those are what each channel serves now, and what it will serve once it is announced.
+    """
+    standings = _standings(Release.objects.filter(channel__model=model))
+    return [release for one in standings.values() for release in one.listed]
+
+
+def listed_patches(releases: Iterable[Release], revoked: Iterable[str] = ()) -> list[Patch]:
+    """Return the patches that lead to a file of the releases, from files that may be run."""
+    versions = {release.version_id for release in releases}
+    patches = Patch.objects.filter(state=Patch.State.OFFERED, to_variant__version__in=versions)
+    return list(
+        patches.exclude(from_variant__sha256__in=list(revoked))
+        .select_related("from_variant", "to_variant")
+        .order_by("pk")
+    )
+
+
+def revoked_files(model: Model) -> list[str]:
+    """Return the files that no device may run any more: withdrawn, and served nowhere."""
+    listed = [release.version_id for release in listed_releases(model)]
+    return sorted(withdrawn_files(model) - _shipped(Q(version__in=listed)))
+
+
+def emptied_channels(model: Model) -> list[str]:
+    """Return the names of the channels on which everything was killed."""
+    standings = _standings(Release.objects.filter(channel__model=model))
+    channels = model.channels.filter(pk__in=[pk for pk, one in standings.items() if one.is_emptied])
+    return sorted(channels.values_list("name", flat=True))
+
+
+def signed_targets(model: Model) -> list[SignedTarget]:
+    """Return everything that the model's role signs: files, patches and the policy."""
+    releases, revoked = listed_releases(model), revoked_files(model)
+    # Where nothing is served, nothing that was ever served may come back.
+    floor = Signing.objects.filter(pk=model.pk).values_list("next_counter", flat=True).first() or 1
+    counters = [release.counter for release in releases]
+    return [
+        *_release_targets(model, releases),
+        *targets.of_patches(model.slug, listed_patches(releases, revoked)),
+        targets.of_policy(
+            model.slug,
+            min_counter=min(counters, default=floor),
+            revoked=revoked,
+            embedded=emptied_channels(model),
+        ),
+    ]
+
+
+def _release_targets(model: Model, releases: Sequence[Release]) -> Iterator[SignedTarget]:
+    versions = [release.version_id for release in releases]
+    variants: dict[int, list[Variant]] = defaultdict(list)
+    for variant in Variant.objects.filter(version__in=versions, is_shipped=True):
+        variants[variant.version_id].append(variant)
+    for release in releases:
+        for variant in variants[release.version_id]:
+            yield targets.of_release(model.slug, release, variant)
+
+
+def late_signings(now: dt.datetime) -> list[Model]:
+    """Return the models whose changes ought to have been signed by now."""
+    late = Q(wanted__gt=F("signed"), wanted_at__lte=now - SIGNING_IS_LATE)
+    return [
+        row.model
+        for row in Signing.objects.filter(late | Q(settle_at__lte=now)).select_related("model")
+    ]
+
+
+def is_signed(model: Model) -> bool:
+    """Say whether signed metadata state every change of the model's releases."""
+    return not Signing.objects.filter(pk=model.pk, wanted__gt=F("signed")).exists()
+
+
+def signing_failure(model: Model) -> str:
+    """Return why the newest changes could not be signed, or nothing."""
+    row = Signing.objects.filter(pk=model.pk, wanted__gt=F("signed")).first()
+    return row.failure if row is not None else ""
+
+
+# Patches
+
+
+def patch_pairs(release: Release) -> list[tuple[Variant, Variant]]:
+    """Return which file shall become which for devices that follow the release's channel.
+
+    Bases are the last versions that the channel released before, newest first; of those, the
+    files of the same runtime and precision. Pairs that were tried before are left out.
+    """
+    earlier = (
+        release.channel.releases.filter(
+            label_number__lt=release.label_number, killed_at__isnull=True
+        )
+        .exclude(version=release.version_id)
+        .order_by("-label_number")
+        .values_list("version", flat=True)
+    )
+    bases = list(dict.fromkeys(earlier))[:PATCH_BASES]
+    new = {(v.runtime, v.precision): v for v in _shipped_variants(release.version_id)}
+    tried = set(
+        Patch.objects.filter(to_variant__in=new.values()).values_list("from_variant", "to_variant")
+    )
+    return [
+        (old, target)
+        for base in bases
+        for old in _shipped_variants(base)
+        if (target := new.get((old.runtime, old.precision))) is not None
+        and old.sha256 != target.sha256
+        and (old.pk, target.pk) not in tried
+    ]
+
+
+def _shipped_variants(version: int) -> QuerySet[Variant]:
+    return Variant.objects.filter(version=version, is_shipped=True).select_related("version__model")

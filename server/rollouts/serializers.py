@@ -19,12 +19,17 @@ class ReleaseSerializer(serializers.ModelSerializer[Release]):
     version = serializers.SerializerMethodField()
     model = serializers.CharField(source="channel.model.slug", read_only=True)
     channel = serializers.CharField(source="channel.name", read_only=True)
+    state = serializers.ChoiceField(
+        choices=Release.State.choices,
+        read_only=True,
+        help_text="Devices are offered a release once it is announced.",
+    )
 
     class Meta:
         model = Release
         fields = (
-            "model", "channel", "label", "version", "kind", "reason", "notes", "is_mandatory",
-            "created_at", "killed_at", "killed_reason",
+            "model", "channel", "label", "version", "counter", "kind", "state", "reason", "notes",
+            "is_mandatory", "created_at", "announced_at", "killed_at", "killed_reason",
         )  # fmt: skip
         read_only_fields = fields
 
@@ -37,7 +42,9 @@ class ChannelSerializer(serializers.Serializer[Any]):
     """A channel and what it serves."""
 
     name = serializers.CharField()
-    serves = ReleaseSerializer(allow_null=True)
+    serves = ReleaseSerializer(
+        allow_null=True, help_text="Its newest release; devices get it once it is announced."
+    )
 
 
 class NewReleaseSerializer(StrictSerializer):
@@ -72,3 +79,22 @@ class KilledSerializer(serializers.Serializer[Any]):
     now_serving = ReleaseSerializer(
         allow_null=True, help_text="null: devices go back to the model embedded in their app."
     )
+
+
+class RecallSerializer(StrictSerializer):
+    """Why a version is withdrawn."""
+
+    reason = Text(max_length=1000, required=False, allow_blank=True)
+
+
+class RecalledSerializer(serializers.Serializer[Any]):
+    """A version that no device may run any more."""
+
+    model = serializers.CharField()
+    version = serializers.IntegerField()
+    reason = serializers.CharField()
+    recalled_at = serializers.DateTimeField()
+    is_signed = serializers.BooleanField(
+        help_text="Whether the policy that tells devices so is signed already."
+    )
+    channels = ChannelSerializer(many=True, help_text="What each channel serves now.")

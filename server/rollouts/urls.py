@@ -18,5 +18,6 @@ urlpatterns = [
         api.Rollback.as_view(),
         name="rollback",
     ),
+    path("models/<slug:model>/versions/<int:number>/recall", api.Recall.as_view(), name="recall"),
     path("models/<slug:model>/kill", api.Kill.as_view(), name="kill"),
 ]

@@ -13,7 +13,7 @@ from server.delivery.actions import create_application_key, revoke_application_k
 from server.delivery.decision_set import holder
 from server.registry.actions import retire_model
 from server.rollouts import actions as rollouts
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, publish, release
 
 pytestmark = pytest.mark.django_db
 
@@ -26,7 +26,7 @@ def poll(client: Client, model: str = "recyclables", *, headers=None, **query):
 @pytest.fixture
 def released():
     model = make_model()
-    rollouts.release_version(version=make_version(model))
+    release(make_version(model))
     holder.refresh()
     return model
 
@@ -79,12 +79,13 @@ def test_every_member_of_the_contract_is_there_and_no_address_expires(client, re
 
 def test_a_new_release_changes_the_tag_and_a_kill_names_what_is_revoked(client, released):
     first = poll(client)
-    rollouts.release_version(version=make_version(released))
+    release(make_version(released))
     holder.refresh()
     second = poll(client, headers={"If-None-Match": first["ETag"]})
     assert second.status_code == 200
     assert second.json()["label"] == "v2"
     rollouts.kill(model=released, reason="answers nonsense")
+    publish(released)
     holder.refresh()
     third = poll(client, headers={"If-None-Match": second["ETag"]}).json()
     assert (third["label"], third["version"]) == ("v3", 1)
@@ -93,6 +94,7 @@ def test_a_new_release_changes_the_tag_and_a_kill_names_what_is_revoked(client, 
     gone = client.get(second.json()["artifact"]["path"])
     assert (gone.status_code, gone.json()["code"]) == (410, "artifact_revoked")
     rollouts.kill(model=released)
+    publish(released)
     holder.refresh()
     last = poll(client).json()
     assert (last["kind"], last["artifact"]) == ("rollback_to_embedded", None)
@@ -126,7 +128,7 @@ def test_errors_are_problems_with_stable_codes(client, released):
 
 def test_a_closed_model_opens_with_its_key_until_that_is_revoked(client):
     model, other = make_model("closed", is_open=False), make_model("other", is_open=False)
-    rollouts.release_version(version=make_version(model))
+    release(make_version(model))
     key, text = create_application_key(name="app", models=[model])
     holder.refresh()
     assert poll(client, "closed").status_code == 401
@@ -171,7 +173,7 @@ def test_a_web_process_notices_a_release_by_itself(client, settings):
     settings.DECISION_REFRESH_S = 0.05
     model = make_model()
     assert poll(client).status_code == 204
-    rollouts.release_version(version=make_version(model))
+    release(make_version(model))
     deadline = time.monotonic() + 20
     while poll(client).status_code != 200 and time.monotonic() < deadline:
         time.sleep(0.05)

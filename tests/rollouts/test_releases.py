@@ -7,7 +7,7 @@ from server.domain.errors import Conflict
 from server.http.models import AuditEntry
 from server.registry.models import PublishedVersionChanged
 from server.rollouts import actions, queries
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, release
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +56,7 @@ def test_what_is_killed_on_one_channel_may_be_served_on_another():
     model = make_model()
     version = make_version(model)
     for channel in ("production", "beta"):
-        actions.release_version(version=version, channel=channel)
+        release(version, channel=channel)
     actions.kill(model=model, channel="beta")
     decisions = holder.refresh()
     assert decisions.models[model.slug].channels["production"].release.version == 1

@@ -8,6 +8,9 @@ from typing import Any
 from server import blobs
 from server.registry import actions as registry
 from server.registry.models import Model, ModelVersion
+from server.rollouts import actions as rollouts
+from server.rollouts.models import Release
+from worker.pipelines import publishing
 
 # As a worker writes it, for networks of 8 × 8 pixels.
 PREPROCESSING = {
@@ -59,3 +62,19 @@ def make_version(
             is_shipped=True,
         )
     return registry.publish_version(version=version, metrics={"accuracy": 0.9, "count": 40})
+
+
+def release(version: ModelVersion, **values: Any) -> Release:
+    """Release a version and have it signed, read back and announced, as the worker does."""
+    released = rollouts.release_version(version=version, **values)
+    publish(version.model)
+    released.refresh_from_db()
+    return released
+
+
+def publish(model: Model) -> str:
+    """Sign what the model serves now and announce it, as the worker does; return what came of it.
+
+    The keys are made on first use, in the data folder of this test.
+    """
+    return publishing.publish_model(model)

@@ -20,7 +20,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from server import env
-from server.jobs.names import DEFAULT_QUEUE, ML_QUEUE
+from server.jobs.names import DEFAULT_QUEUE, ML_QUEUE, SIGNING_QUEUE
 from server.jobs.supervisor import Service, Supervisor
 
 _WEB_THREADS = 8
@@ -161,7 +161,8 @@ def _list_services(options: dict[str, Any], host: str, port: int) -> list[Servic
     if not options["no_web"]:
         services.append(_web(host, port))
     if not options["no_worker"]:
-        services.append(_worker("worker", DEFAULT_QUEUE, _LIGHT_JOBS))
+        # Signing is serial by the repository's lock, so it needs no process of its own here.
+        services.append(_worker("worker", f"{SIGNING_QUEUE},{DEFAULT_QUEUE}", _LIGHT_JOBS))
         # Training has its own worker, one at a time, so that light jobs never wait for it.
         services.append(_worker("trainer", ML_QUEUE, 1))
     if not options["no_beat"]:
@@ -182,10 +183,10 @@ def _web(host: str, port: int) -> Service:
     return Service("web", argv, stop_signal=signal.SIGINT)
 
 
-def _worker(name: str, queue: str, concurrency: int) -> Service:
-    """Return a worker of one queue. Threads, not forks: jobs that need more have a child."""
+def _worker(name: str, queues: str, concurrency: int) -> Service:
+    """Return a worker of these queues. Threads, not forks: jobs that need more have a child."""
     argv = _celery(
-        "worker", f"--queues={queue}", f"--hostname={name}@%h", "--pool=threads",
+        "worker", f"--queues={queues}", f"--hostname={name}@%h", "--pool=threads",
         f"--concurrency={concurrency}", "--loglevel=INFO",
         "--without-gossip", "--without-mingle", "--without-heartbeat",
     )  # fmt: skip
