@@ -137,6 +137,11 @@ class Transport:
         self._offline = offline
         self._opener = _build_opener()
 
+    @property
+    def server_url(self) -> str:
+        """Return the configured server's address, without a slash at its end."""
+        return self._server_url
+
     def get(self, path: str, query: Mapping[str, str], etag: str = "") -> Answer:
         """Ask for JSON; 200, 204 and 304 come back, everything else is raised."""
         url = f"{self._server_url}{API}{path}?{urlencode(query)}"
@@ -154,16 +159,25 @@ class Transport:
 
         Every status comes back as it is; the caller judges it.
         """
-        url = self._server_url + path
+        return self.open_url(self._server_url + path, headers, self._stall_timeout_s)
+
+    def open_url(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Reply:
+        """Open any address, following redirects; credentials go to the configured server only.
+
+        Every status comes back as it is; the caller judges it. Each wait for bytes ends after
+        ``timeout_s``.
+        """
         wanted = {**self._headers, **headers}
+        if _origin(url) != _origin(self._server_url):
+            wanted = _without_credentials(wanted)
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self._send("GET", url, wanted, None, self._stall_timeout_s)
+            reply = self._send("GET", url, wanted, None, timeout_s)
             if reply.status not in _REDIRECTS:
                 return reply
             with reply:
                 target = _redirect_target(reply)
             if _origin(target) != _origin(url):
-                wanted = {k: v for k, v in wanted.items() if k.lower() not in _NOT_FOR_OTHERS}
+                wanted = _without_credentials(wanted)
             url = target
         message = f"{_host(url)} redirects the download more than {MAX_REDIRECTS} times."
         raise ProtocolError(message)
@@ -298,6 +312,10 @@ def _redirect_target(reply: Reply) -> str:
             f"{_host(reply.url)} redirects the download to {location[:200]!r}, which is unsafe."
         )
     return target
+
+
+def _without_credentials(headers: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in headers.items() if k.lower() not in _NOT_FOR_OTHERS}
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -195,7 +195,8 @@ class TufVerifier:
         name = f"{manifest.model} {manifest.label}"
         artifact = manifest.required_artifact()
         _refuse_revoked(name, artifact.sha256, policy)
-        listed = trusted.find(artifact.target) if artifact.target else None
+        own = artifact.target.startswith(f"{manifest.model}/")
+        listed = trusted.find(artifact.target) if own else None
         if listed is None:
             raise TargetUnlistedError(
                 f"The update check offers {name} as {artifact.target!r}, which the signed metadata "
@@ -325,7 +326,7 @@ class _Release:
             min_sdk=reader.text("min_sdk"),
             mandatory=reader.boolean("mandatory"),
             labels=reader.texts("labels"),
-            preprocessing=reader.preprocessing(),
+            preprocessing=listed.custom.get("preprocessing"),
             selftest_sha256=reader.text("selftest_sha256"),
         )
 
@@ -363,16 +364,6 @@ class _Custom:
         if not _are_texts(value):
             raise self._error(member)
         return tuple(value)
-
-    def preprocessing(self) -> object:
-        """Return the steps; as JSON text they hold fractions, which canonical JSON cannot."""
-        value = self._listed.custom.get("preprocessing")
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise self._error("preprocessing") from error
 
     def _error(self, member: str) -> MetadataInvalidError:
         shown = str(self._listed.custom.get(member))[:80]
@@ -422,17 +413,37 @@ def _refuse_mismatch(name: str, manifest: Manifest, release: _Release) -> None:
         "version": (manifest.version, release.version),
         "runtime": (artifact.runtime, release.runtime),
         "precision": (artifact.precision, release.precision),
-        "labels": (manifest.labels, release.labels),
+        "labels": (list(manifest.labels), list(release.labels)),
         "preprocessing": (dict(manifest.preprocessing), release.preprocessing),
         "selftest": (_selftest_sha256(manifest), release.selftest_sha256),
     }
-    differing = [what for what, (said, signed) in pairs.items() if said != signed]
+    differing = [what for what, (said, signed) in pairs.items() if not _agree(said, signed)]
     if differing:
         raise ManifestMismatchError(
             f"The update check says of {name} other things than what was signed: "
             f"{', '.join(differing)}. Somebody changed the answer on its way, or the server's "
             "database and its metadata differ."
         )
+
+
+def _agree(said: object, signed: object) -> bool:
+    """Compare JSON with signed JSON, where a fraction stands as its decimal text."""
+    if isinstance(said, dict) and isinstance(signed, dict):
+        return said.keys() == signed.keys() and all(_agree(said[k], signed[k]) for k in said)
+    if isinstance(said, list) and isinstance(signed, list):
+        return len(said) == len(signed) and all(map(_agree, said, signed))
+    if isinstance(said, bool) or isinstance(signed, bool):
+        return said is signed
+    if isinstance(said, int | float):
+        return _number(signed) == said
+    return said == signed
+
+
+def _number(signed: object) -> object:
+    try:
+        return float(signed) if isinstance(signed, str) else signed
+    except ValueError:
+        return None
 
 
 def _selftest_sha256(manifest: Manifest) -> str:

@@ -1,15 +1,4 @@
-"""A server that behaves, in this process: for the tests of apps that use the SDK, and of the SDK.
-
-::
-
-    with FakeServer() as server:
-        server.publish("recyclables", b"…", labels=["can", "cup"])
-        server.inject(Fault("artifact", cut_at=1000))
-        client = ModelClient(server.url, cache_dir=…)
-
-It speaks version 1 of the protocol over real sockets: manifests with ETags, ranged downloads,
-events, problem+json. Faults are used up one per request of their route, in order.
-"""
+"""The server itself: sockets, manifests, ranged downloads, signed metadata, events, and faults."""
 
 from __future__ import annotations
 
@@ -24,11 +13,13 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
+from nightferry.testing.signing import FakeRepository, SignedFile
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 Document = dict[str, object]
@@ -48,6 +39,7 @@ DEFAULT_PREPROCESSING: Document = {
 }
 _PORTS = (20000, 32000)
 _PIECE_BYTES = 1 << 14
+_OPEN = frozenset({"artifact", "metadata"})  # what needs no application key
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -56,7 +48,8 @@ class Fault:
     """What goes wrong with the next ``times`` requests of a route.
 
     Attributes:
-        route: ``update``, ``artifact`` or ``events``.
+        route: ``update``, ``artifact``, ``metadata`` or ``events``.
+        file: only requests of the file of this name, for example ``timestamp.json``.
         times: how many requests it spoils.
         status, headers, body: answer this instead (all three together).
         cut_at: close the connection after so many bytes of the body.
@@ -83,6 +76,7 @@ class Fault:
     etag: str | None = None
     flip: int | None = None
     endless: bool = False
+    file: str = ""
 
 
 @dataclass(slots=True)
@@ -104,6 +98,10 @@ class _Published:
     retired: bool = False
     number: int = 0
     revoked: list[str] = field(default_factory=list)
+    embedded: list[str] = field(default_factory=list)
+    patches: dict[str, SignedFile] = field(default_factory=dict)
+    signed_otherwise: Document = field(default_factory=dict)
+    policy_otherwise: Document = field(default_factory=dict)
 
 
 class FakeServer:
@@ -115,6 +113,7 @@ class FakeServer:
         app_key: str | None = None,
         artifacts_at: FakeServer | None = None,
         poll: Document | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Prepare a server.
 
@@ -122,8 +121,11 @@ class FakeServer:
             app_key: what ``X-App-Key`` must say, None for open models.
             artifacts_at: another server that downloads are redirected to.
             poll: the manifest's ``poll`` member.
+            now: the time by which metadata are signed, and which the server says it is.
 
         """
+        self.now = now
+        self.repository = FakeRepository(self.time)
         self.requests: list[Request] = []
         self.events: list[Document] = []
         self.blobs: dict[str, bytes] = {}
@@ -144,6 +146,15 @@ class FakeServer:
     def url(self) -> str:
         """Return the address to give to ``ModelClient``."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def time(self) -> float:
+        """Return what time the server takes it to be."""
+        return self.now()
+
+    @property
+    def root(self) -> bytes:
+        """Return the root to put into an app, as ``trusted_root`` of ``ModelClient``."""
+        return self.repository.first_root
 
     def __enter__(self) -> Self:
         """Start serving."""
@@ -186,7 +197,29 @@ class FakeServer:
                 model, published, kind="update", label=label, labels=list(labels)
             )
             published.decision |= {"artifact": artifact, "version": published.number, **more}
+            published.embedded.clear()
+            self._sign(model)
         return label
+
+    def offer_patch(
+        self, model: str, patch: bytes, from_sha256: str, *, algorithm: str = "nfp1"
+    ) -> str:
+        """Sign and offer a patch from a file to the one released now; return the patch's hash."""
+        sha256 = hashlib.sha256(patch).hexdigest()
+        with self.lock:
+            published = self._models[model]
+            to_sha256 = str(_group(published.decision, "artifact")["sha256"])
+            self.blobs[sha256] = patch
+            facts = {"algorithm": algorithm, "from_sha256": from_sha256}
+            custom = {"kind": "patch", "model": model, **facts, "to_sha256": to_sha256}
+            path = f"{model}/patches/{from_sha256}-{to_sha256}"
+            published.patches[path] = SignedFile(sha256, len(patch), custom)
+            offer = {**facts, "sha256": sha256, "size_bytes": len(patch)}
+            offer["path"] = f"/api/v1/artifacts/{sha256}"
+            patches = published.decision["patches"] if published.decision else []
+            cast("list[Document]", patches).append(offer)
+            self._sign(model)
+        return sha256
 
     def roll_back_to_embedded(self, model: str, /, **more: object) -> str:
         """Tell every device to use the model inside its app; return the new label."""
@@ -198,6 +231,8 @@ class FakeServer:
                 model, published, kind="rollback_to_embedded", label=label, labels=[]
             )
             published.decision |= more
+            published.embedded = [str(published.decision["channel"])]
+            self._sign(model)
         return label
 
     def revoke(self, model: str, sha256: str) -> None:
@@ -207,6 +242,7 @@ class FakeServer:
             published.revoked.append(sha256)
             if published.decision is not None:
                 published.decision["revoked"] = list(published.revoked)
+            self._sign(model)
 
     def offer_nothing(self, model: str) -> None:
         """Have nothing for anyone: 204."""
@@ -219,11 +255,35 @@ class FakeServer:
             self._models.setdefault(model, _Published()).retired = True
 
     def amend(self, model: str, /, **members: object) -> None:
-        """Overwrite members of the current manifest."""
+        """Overwrite members of the current manifest, and sign what is signed of them."""
+        with self.lock:
+            self.forge(model, **members)
+            self._sign(model)
+
+    def forge(self, model: str, /, **members: object) -> None:
+        """Overwrite members of the current manifest only: nobody signed that."""
         with self.lock:
             decision = self._models[model].decision
             if decision is not None:
                 decision.update(members)
+
+    def sign_otherwise(self, model: str, /, **custom: object) -> None:
+        """Sign other things about the release than its manifest says; none for the truth again."""
+        with self.lock:
+            self._models[model].signed_otherwise = custom
+            self._sign(model)
+
+    def sign_policy(self, model: str, /, **custom: object) -> None:
+        """Sign these members of the policy instead of what follows from the releases."""
+        with self.lock:
+            self._models[model].policy_otherwise = custom
+            self._sign(model)
+
+    def unlist(self, model: str) -> None:
+        """Sign a role without the release that the manifest goes on offering."""
+        with self.lock:
+            published = self._models[model]
+            self.repository.publish(model, _policy_file(model, published) | published.patches)
 
     def inject(self, *faults: Fault) -> None:
         """Spoil coming requests."""
@@ -242,11 +302,11 @@ class FakeServer:
 
     # What a request meets
 
-    def take_fault(self, route: str) -> Fault | None:
-        """Use up one fault for this route."""
+    def take_fault(self, route: str, path: str) -> Fault | None:
+        """Use up one fault for this route and path."""
         with self.lock:
             for index, fault in enumerate(self._faults):
-                if fault.route == route:
+                if fault.route == route and fault.file in {"", path.rpartition("/")[2]}:
                     if fault.times > 1:
                         self._faults[index] = replace(fault, times=fault.times - 1)
                     else:
@@ -273,6 +333,11 @@ class FakeServer:
         if current == decision["label"]:
             decision["kind"] = "none"
         return 200, decision, f'"{hashlib.sha256(canonical).hexdigest()[:32]}"'
+
+    def metadata(self, file: str) -> bytes | None:
+        """Return a file of signed metadata, None where there is none of that name."""
+        self.repository.renew()
+        return self.repository.files.get(file)
 
     def redirect_for(self, sha256: str) -> str | None:
         """Return where else the file is to be fetched, if it is."""
@@ -301,6 +366,11 @@ class FakeServer:
         """Remember a request."""
         with self.lock:
             self.requests.append(request)
+
+    def _sign(self, model: str) -> None:
+        published = self._models[model]
+        files = _policy_file(model, published) | published.patches
+        self.repository.publish(model, files | _release_files(published))
 
     def _decide(
         self, model: str, published: _Published, *, kind: str, label: str, labels: list[str]
@@ -352,6 +422,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._route("POST")
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Say the time that the server takes it to be."""
+        return super().date_time_string(int(timestamp or self.server.owner.time()))
+
     def log_message(self, *arguments: object) -> None:
         """Keep quiet."""
 
@@ -362,7 +436,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         route = _route_of(parts.path)
         self._request = Request(route, method, parts.path, query, self.headers)
-        fault = self._owner.take_fault(route) or Fault(route)
+        fault = self._owner.take_fault(route, parts.path) or Fault(route)
         time.sleep(fault.delay_s)
         # Noted before a byte is sent: whoever has read the answer finds it counted.
         self._owner.note(self._request)
@@ -373,12 +447,14 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         if fault.status is not None:
             self._send(fault.status, dict(fault.headers), fault.body, fault)
-        elif not self._owner.admits(self.headers.get("X-App-Key")) and route != "artifact":
+        elif route not in _OPEN and not self._owner.admits(self.headers.get("X-App-Key")):
             self._problem(401, "unauthenticated", "A valid application key is needed.")
         elif route == "update":
             self._update(path.split("/")[-2], query, fault)
         elif route == "artifact":
             self._artifact(path.rsplit("/", 1)[1], fault)
+        elif route == "metadata":
+            self._metadata(path.rsplit("/", 1)[1], fault)
         elif route == "events":
             answer = self._owner.take_events(json.loads(body)["events"])
             self._json(202, answer, {}, fault)
@@ -418,6 +494,13 @@ class _Handler(BaseHTTPRequestHandler):
             span = f"bytes {start}-{len(content) - 1}/{len(content)}"
             headers["Content-Range"] = fault.content_range or span
             self._send(206, headers, content[start:], fault)
+
+    def _metadata(self, file: str, fault: Fault) -> None:
+        content = self._owner.metadata(file)
+        if content is None:
+            self._problem(404, "not_found", "There is no such file.")
+        else:
+            self._send(200, {"Content-Type": "application/json"}, content, fault)
 
     def _json(self, status: int, document: object, headers: dict[str, str], fault: Fault) -> None:
         typed = {"Content-Type": "application/json", **headers}
@@ -473,6 +556,8 @@ def _route_of(path: str) -> str:
         return "update"
     if path.startswith("/api/v1/artifacts/"):
         return "artifact"
+    if path.startswith("/api/v1/metadata/"):
+        return "metadata"
     return "events" if path == "/api/v1/events" else "other"
 
 
@@ -482,3 +567,58 @@ def _range_start(headers: Message, etag: str) -> int:
     if match is None or headers.get("If-Range", etag) != etag:
         return 0
     return int(match[1])
+
+
+def _policy_file(model: str, published: _Published) -> dict[str, SignedFile]:
+    custom = {
+        "kind": "policy",
+        "model": model,
+        "min_counter": published.number,
+        "revoked": list(published.revoked),
+        "embedded": list(published.embedded),
+        **published.policy_otherwise,
+    }
+    return {f"{model}/policy": SignedFile(hashlib.sha256(b"").hexdigest(), 0, custom)}
+
+
+def _release_files(published: _Published) -> dict[str, SignedFile]:
+    """List the file that the manifest offers, and name its path in the manifest."""
+    decision = published.decision
+    artifact = _group(decision, "artifact")
+    if decision is None or not artifact:
+        return {}
+    names = ("channel", "label", "version", "mandatory", "labels", "preprocessing", "requires")
+    selftest = _group(decision, "selftest").get("data")
+    custom: Document = {
+        "kind": "artifact",
+        "model": decision["model"],
+        **{name: decision[name] for name in names},
+        "counter": published.number,
+        "runtime": artifact["runtime"],
+        "precision": artifact["precision"],
+        "min_sdk": "0.1.0",
+        "selftest_sha256": hashlib.sha256(str(selftest).encode()).hexdigest() if selftest else "",
+        **published.signed_otherwise,
+    }
+    variant = f"{artifact['runtime']}-{artifact['precision']}"
+    path = f"{decision['model']}/{decision['channel']}/{decision['label']}/{variant}"
+    decision["artifact"] = {**artifact, "target": path}
+    size_bytes = cast("int", artifact["size_bytes"])
+    file = SignedFile(str(artifact["sha256"]), size_bytes, cast("Document", _whole(custom)))
+    return {path: file}
+
+
+def _whole(value: object) -> object:
+    """Write fractions as text: canonical JSON has none."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else repr(value)
+    return value
+
+
+def _group(document: Document | None, member: str) -> Document:
+    value = (document or {}).get(member)
+    return value if isinstance(value, dict) else {}

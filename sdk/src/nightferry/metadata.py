@@ -1,0 +1,537 @@
+"""Signed metadata of The Update Framework: fetched, checked, and kept on the device.
+
+``tuf.ngclient`` does the workflow of the specification. This module gives it our transport (one
+server for credentials, resumption, limits on size and time), our clock, a folder that works without
+symbolic links, read-only and after damage, and says in our words what it finds wrong.
+
+Only this module and ``nightferry.tuf_cli`` import tuf, on first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from urllib.parse import quote
+
+from tuf.api import exceptions as tuf_errors
+from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.serialization import DeserializationError
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
+
+from nightferry import log
+from nightferry.errors import (
+    CacheReadOnlyError,
+    ClockWrongError,
+    ConfigurationError,
+    DiskFullError,
+    DownloadInterruptedError,
+    MetadataExpiredError,
+    MetadataInvalidError,
+    MetadataMissingError,
+    MetadataRollbackError,
+    NetworkError,
+    NightferryError,
+    ProtocolError,
+    ServerUnreachableError,
+    StorageError,
+)
+from nightferry.files import FileLock, storing, write_atomically
+from nightferry.transport import API, problem
+from nightferry.trust import Listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tuf.api.metadata import TargetFile
+
+    from nightferry.timing import Timing
+    from nightferry.transport import Reply, Transport
+
+LONGEST_TIMESTAMP_LIFE_S = 48 * 3600
+"""The timestamp is signed for 24 hours; one that lives longer tells that our clock is behind."""
+
+_CLOCKS_DIFFER_S = 3600
+_DEADLINE_FACTOR = 6  # a file of metadata may take so many time-outs on a slow line
+_CHUNK_BYTES = 1 << 16
+_MAX_TRIES = 60
+_LOCK_LOOK_S = 0.05
+_OK, _PARTIAL, _NO_SUCH_RANGE = 200, 206, 416
+_ABSENT = frozenset({403, 404})
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
+_FIRST_ROOT = "first_root.json"
+
+
+class Fetcher(FetcherInterface):
+    """Fetches for ngclient over our transport, going on where a transfer broke off."""
+
+    def __init__(self, transport: Transport, timing: Timing, *, deadline_s: float | None) -> None:
+        """Use these parts; no file may take longer than ``deadline_s`` seconds."""
+        self._transport = transport
+        self._timing = timing
+        self._deadline_s = deadline_s
+        self.server_ahead_s: float | None = None
+        """By how much the server's clock was ahead of ours at its last answer, where it told."""
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Return a file; raise DownloadLengthMismatchError above ``max_length`` bytes.
+
+        Raises DownloadHTTPError for 403 and 404, NetworkError, ProtocolError.
+        """
+        buffer = BytesIO()
+        self._fill(buffer, url, max_length)
+        return buffer.getvalue()
+
+    @contextmanager
+    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
+        """Yield a temporary file with the content; otherwise as ``download_bytes``."""
+        with tempfile.TemporaryFile() as file:
+            self._fill(file, url, max_length)
+            file.seek(0)
+            yield file
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        with self.download_file(url, 1 << 40) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def _fill(self, file: IO[bytes], url: str, max_length: int) -> None:
+        limit_s = float("inf") if self._deadline_s is None else self._deadline_s
+        _Transfer(self, file, url, max_length, time.monotonic() + limit_s).run()
+
+    def open(self, url: str, headers: dict[str, str]) -> Reply:
+        """Open an address and note what its server takes for the time."""
+        timing = self._timing
+        is_short = self._deadline_s is not None
+        timeout_s = timing.request_timeout_s if is_short else timing.stall_timeout_s
+        reply = self._transport.open_url(_quoted(url), headers, timeout_s)
+        self.server_ahead_s = _ahead_s(reply.header("Date"), timing.now())
+        return reply
+
+    def pause(self, error: NetworkError, failures: int) -> None:
+        """Wait before the next try; raise the error where that is for later."""
+        wished_s = error.retry_after_s or 0.0
+        given_up = failures >= self._timing.retry_attempts
+        if given_up or not error.retryable or wished_s > self._timing.retry_cap_s:
+            raise error
+        self._timing.sleep(max(wished_s, self._timing.retry_pause_s(failures)))
+
+
+class _Transfer:
+    """The requests that fill one file."""
+
+    def __init__(
+        self, fetcher: Fetcher, file: IO[bytes], url: str, max_length: int, deadline: float
+    ) -> None:
+        self._fetcher = fetcher
+        self._file = file
+        self._url = url
+        self._max_length = max_length
+        self._deadline = deadline
+        self._size = 0
+        self._total: int | None = None
+        self._etag = ""
+
+    def run(self) -> None:
+        """Request until the end of the body has come."""
+        failures = furthest = 0
+        for tries in range(1, _MAX_TRIES + 1):
+            try:
+                return self._request_rest()
+            except NetworkError as error:
+                failures = 0 if self._size > furthest else failures + 1
+                furthest = max(furthest, self._size)
+                if tries == _MAX_TRIES or time.monotonic() > self._deadline:
+                    raise
+                self._fetcher.pause(error, failures)
+        return None
+
+    def _request_rest(self) -> None:
+        headers = {"Accept-Encoding": "identity"}
+        if self._size:
+            headers["Range"] = f"bytes={self._size}-"
+            if self._etag:
+                headers["If-Range"] = self._etag
+        with self._fetcher.open(self._url, headers) as reply:
+            self._accept(reply)
+            self._copy(reply)
+
+    def _accept(self, reply: Reply) -> None:
+        """Judge status and headers; afterwards the body continues the file."""
+        if reply.header("Content-Encoding").lower() not in {"", "identity"}:
+            raise ProtocolError("The answer came encoded although it was asked for as it is.")
+        if reply.status == _OK:
+            self._restart()
+            length, etag = reply.header("Content-Length"), reply.header("ETag")
+            self._total = int(length) if length.isdigit() else None
+            self._etag = etag if etag.startswith('"') else ""
+        elif reply.status == _PARTIAL and self._size:
+            self._accept_range(reply)
+        elif reply.status == _NO_SUCH_RANGE and self._size:
+            self._give_up_range("the server has no such range")
+        else:
+            _refuse(reply)
+
+    def _accept_range(self, reply: Reply) -> None:
+        match = _CONTENT_RANGE.fullmatch(reply.header("Content-Range"))
+        if match is None or int(match[1]) != self._size:
+            self._give_up_range("it begins somewhere else")
+        elif match[3] != "*" and self._total is not None and int(match[3]) != self._total:
+            self._give_up_range("the file has another size now")
+        elif self._etag and reply.header("ETag") not in {"", self._etag}:
+            self._give_up_range("the file has changed")
+
+    def _give_up_range(self, why: str) -> None:
+        self._restart()
+        raise DownloadInterruptedError(f"The download cannot be continued: {why}. It starts again.")
+
+    def _restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._size = 0
+        self._total = None
+        self._etag = ""
+
+    def _copy(self, reply: Reply) -> None:
+        while chunk := reply.read(_CHUNK_BYTES):
+            self._size += len(chunk)
+            if self._size > self._max_length:
+                raise tuf_errors.DownloadLengthMismatchError(
+                    f"{_file_name(self._url)} is longer than the {self._max_length} bytes it may be"
+                )
+            self._file.write(chunk)
+            if time.monotonic() > self._deadline:
+                raise ServerUnreachableError(f"{_file_name(self._url)} comes too slowly.")
+        if self._total is not None and self._size < self._total:
+            raise DownloadInterruptedError(
+                f"{_file_name(self._url)} broke off after {self._size} of {self._total} bytes."
+            )
+
+
+class PortableUpdater(Updater):
+    """ngclient's updater without symbolic links, and durable in what it writes.
+
+    ``Updater`` makes ``root.json`` a link, which not every file system or platform allows.
+    """
+
+    def _update_root_symlink(self) -> None:
+        folder = Path(self._dir)
+        version = self._trusted_set.root.version
+        content = (folder / "root_history" / f"{version}.root.json").read_bytes()
+        path = folder / "root.json"
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        path = Path(filename)
+        if not path.is_file() or path.read_bytes() != data:
+            write_atomically(path, data)
+
+
+class _Session(PortableUpdater):
+    """One refresh and what it found: the trusted metadata that releases are looked up in."""
+
+    def __init__(
+        self, root: bytes, folder: Path, fetcher: Fetcher, base_url: str, now: float
+    ) -> None:
+        super().__init__(
+            str(folder), base_url, fetcher=fetcher, config=UpdaterConfig(), bootstrap=root
+        )
+        self._words = _Words(fetcher, now)
+        self._now = datetime.fromtimestamp(now, UTC)
+        self._trusted_set.reference_time = self._now
+
+    def bring_up_to_date(self, model: str) -> None:
+        """Fetch what is new, and the model's role; raise NightferryError."""
+        with self._words:
+            self.refresh()
+            self._check_clock()
+        self.find(f"{model}/policy")
+
+    def find(self, path: str) -> Listed | None:
+        """Return the target of that path; see TrustedMetadata."""
+        with self._words:
+            found = self.get_targetinfo(path)
+        return None if found is None else _listed(path, found)
+
+    def _check_clock(self) -> None:
+        left = self._trusted_set.timestamp.expires - self._now
+        if left > timedelta(seconds=LONGEST_TIMESTAMP_LIFE_S):
+            raise ClockWrongError(
+                f"The server's metadata are good for {_span(left.total_seconds())} more by this "
+                f"device's clock, which says {self._now:%Y-%m-%d %H:%M} UTC, but they live for one "
+                "day: the clock is behind. Set it. The installed model stays, nothing new comes in."
+            )
+
+
+class _Delegated:
+    """A model's role as it lies on the device: signed, of whatever age."""
+
+    def __init__(self, role: Targets) -> None:
+        self._role = role
+
+    def find(self, path: str) -> Listed | None:
+        found = self._role.targets.get(path)
+        return None if found is None else _listed(path, found)
+
+
+class MetadataStore:
+    """The trusted metadata of one server, in one folder. Callers keep threads apart."""
+
+    def __init__(
+        self,
+        root: bytes | None,
+        folder: Path,
+        transport: Callable[[], Transport],
+        timing: Timing,
+    ) -> None:
+        """Use these parts; without a ``root``, the server's first one is believed."""
+        self._root = root
+        self._folder = folder
+        self._transport = transport
+        self._timing = timing
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def refresh(self, model: str) -> _Session:
+        """Bring the metadata up to date, the role of ``model`` among them, and return them.
+
+        Raises TrustError, NetworkError, ProtocolError, StorageError.
+        """
+        with self._locked():
+            try:
+                return self._refresh(model)
+            except DiskFullError:
+                raise
+            except CacheReadOnlyError:
+                self._work_elsewhere()
+            except StorageError as error:
+                log.warning("The folder of trusted metadata is damaged and made anew. %s", error)
+                _clear(self._folder)
+            return self._refresh(model)
+
+    def load(self, model: str) -> _Delegated | None:
+        """Return the model's role as last seen, its signatures checked, its age not."""
+        root = self._root or _read(self._folder / _FIRST_ROOT)
+        if root is None:
+            return None
+        try:
+            trusted = _latest_root(root, self._folder)
+            targets = _verified(self._folder, Targets.type, trusted)
+            role = _verified(self._folder, role_name(model), targets)
+        except (tuf_errors.RepositoryError, ValueError):
+            return None
+        return _Delegated(role)
+
+    def _refresh(self, model: str) -> _Session:
+        transport = self._transport()
+        base_url = f"{transport.server_url}{API}/metadata/"
+        deadline_s = _DEADLINE_FACTOR * self._timing.request_timeout_s
+        fetcher = Fetcher(transport, self._timing, deadline_s=deadline_s)
+        now = self._timing.now()
+        root, is_first = self._bootstrap(fetcher, base_url, now)
+        with storing(self._folder):
+            try:
+                session = _Session(root, self._folder, fetcher, base_url, now)
+            except tuf_errors.RepositoryError as error:
+                raise self._unusable_root(error) from error
+            session.bring_up_to_date(model)
+        if is_first:
+            write_atomically(self._folder / _FIRST_ROOT, root)
+        return session
+
+    def _bootstrap(self, fetcher: Fetcher, base_url: str, now: float) -> tuple[bytes, bool]:
+        """Return the root to begin from, and whether the server has just handed it out."""
+        known = self._root or _read(self._folder / _FIRST_ROOT)
+        if known is not None:
+            return known, False
+        log.warning("No root of trust is in the app: the server's first one is believed.")
+        with _Words(fetcher, now):
+            content = fetcher.download_bytes(
+                f"{base_url}1.root.json", UpdaterConfig().root_max_length
+            )
+        return content, True
+
+    def _unusable_root(self, error: Exception) -> NightferryError:
+        if self._root is None:
+            return MetadataInvalidError(f"The server's first root is no signed root: {error}.")
+        return ConfigurationError(
+            f"The trusted_root in the app is no root metadata that is signed by itself: {error}. "
+            "Put the server's root.json into the app."
+        )
+
+    def _work_elsewhere(self) -> None:
+        """Go on in a folder of this process, beginning with what lies in the read-only one."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="nightferry-")
+        folder = Path(self._scratch.name) / "metadata"
+        if self._folder.is_dir():
+            shutil.copytree(self._folder, folder)
+        self._folder = folder
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from writing at the same time; go ahead if one hangs."""
+        lock = FileLock(self._folder.with_name(f"{self._folder.name}.lock"))
+        waited_s = 0.0
+        while not lock.try_acquire() and waited_s < self._timing.lock_patience_s:
+            self._timing.sleep(_LOCK_LOOK_S)
+            waited_s += _LOCK_LOOK_S
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class _Words:
+    """A context that says in the SDK's errors what ngclient finds wrong."""
+
+    def __init__(self, fetcher: Fetcher, now: float) -> None:
+        self._fetcher = fetcher
+        self._now = now
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise our error in place of one of tuf's."""
+        if isinstance(error, tuf_errors.DownloadError | tuf_errors.RepositoryError):
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> NightferryError:
+        if isinstance(error, tuf_errors.DownloadHTTPError):
+            return _absent(error)
+        if isinstance(error, tuf_errors.ExpiredMetadataError):
+            return self._expired(error)
+        if isinstance(error, tuf_errors.BadVersionNumberError):
+            return MetadataRollbackError(
+                f"The signed metadata do not follow on those this device has: {error}. Somebody "
+                "plays back old ones, or the server was restored from an old backup: then its "
+                "operator must sign with higher version numbers."
+            )
+        if isinstance(error, DeserializationError):
+            return MetadataInvalidError(
+                f"What the server sent is no signed metadata ({error}): perhaps a web page of a "
+                "network that asks for a login. Nothing was believed of it."
+            )
+        return MetadataInvalidError(
+            f"The server's metadata are refused: {error}. They are damaged, or not signed by the "
+            "keys that this app trusts."
+        )
+
+    def _expired(self, error: Exception) -> NightferryError:
+        ahead_s = self._fetcher.server_ahead_s
+        here = datetime.fromtimestamp(self._now, UTC)
+        if ahead_s is not None and ahead_s < -_CLOCKS_DIFFER_S:
+            return ClockWrongError(
+                f"{error}, by this device's clock: it says {here:%Y-%m-%d %H:%M} UTC and is "
+                f"{_span(-ahead_s)} ahead of the server's. Set the clock. The installed model "
+                "stays, nothing new comes in."
+            )
+        return MetadataExpiredError(
+            f"{error}, and it is {here:%Y-%m-%d %H:%M} UTC here: the server has stopped signing, "
+            "or somebody holds new metadata back. The installed model stays, nothing new comes in."
+        )
+
+
+def role_name(model: str) -> str:
+    """Return the name of the role that signs a model's releases."""
+    return f"model-{model}"
+
+
+def _refuse(reply: Reply) -> None:
+    error = problem(reply, b"")
+    if reply.status in _ABSENT:  # ngclient takes both for the end of the chain of roots
+        raise tuf_errors.DownloadHTTPError(str(error), reply.status) from error
+    if reply.status < 400:  # noqa: PLR2004 - neither the file nor an error
+        raise ProtocolError(f"{_file_name(reply.url)} was answered with status {reply.status}.")
+    raise error
+
+
+def _absent(error: tuf_errors.DownloadHTTPError) -> NightferryError:
+    cause = error.__cause__
+    if error.status_code != 404 and isinstance(cause, NightferryError):  # noqa: PLR2004
+        return cause
+    return MetadataMissingError(
+        f"The server lacks a file of its signed metadata. {error} Either it has not signed "
+        f"anything yet, or {API}/metadata/ does not reach it."
+    )
+
+
+def _latest_root(first: bytes, folder: Path) -> Root:
+    """Follow the chain of roots on the device as far as each is signed by the one before."""
+    root = Metadata[Root].from_bytes(first).signed
+    while (content := _read(folder / "root_history" / f"{root.version + 1}.root.json")) is not None:
+        later = Metadata[Root].from_bytes(content)
+        for signer in (root, later.signed):
+            signer.verify_delegate(Root.type, later.signed_bytes, later.signatures)
+        if later.signed.version != root.version + 1:
+            break
+        root = later.signed
+    return root
+
+
+def _verified(folder: Path, role: str, delegator: Root | Targets) -> Targets:
+    """Return a role's targets from the disk; raise RepositoryError, ValueError."""
+    content = _read(folder / f"{role}.json")
+    if content is None:
+        raise ValueError(role)
+    metadata = Metadata[Targets].from_bytes(content)
+    delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    if metadata.signed.type != Targets.type:
+        raise ValueError(role)
+    return metadata.signed
+
+
+def _listed(path: str, found: TargetFile) -> Listed:
+    custom = found.custom
+    return Listed(
+        path=path,
+        sha256=found.hashes.get("sha256", ""),
+        size_bytes=found.length,
+        custom=custom if isinstance(custom, dict) else {},
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what lies there, whatever it is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.unlink()
+
+
+def _quoted(url: str) -> str:
+    """Escape what may not stand in a request line; target names may hold anything."""
+    return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+
+
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _ahead_s(date: str, now: float) -> float | None:
+    """Return by how many seconds an HTTP date is ahead of ours, None where there is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - now
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _span(seconds: float) -> str:
+    days, hours = seconds / 86400, seconds / 3600
+    return f"{days:.0f} days" if days >= 2 else f"{hours:.0f} hours"  # noqa: PLR2004
