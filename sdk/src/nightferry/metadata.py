@@ -64,6 +64,7 @@ LONGEST_TIMESTAMP_LIFE_S = 48 * 3600
 _CLOCKS_DIFFER_S = 3600
 _DEADLINE_FACTOR = 6  # a file of metadata may take so many time-outs on a slow line
 _CHUNK_BYTES = 1 << 16
+_MAX_FILE_BYTES = 1 << 40
 _MAX_TRIES = 60
 _LOCK_LOOK_S = 0.05
 _OK, _PARTIAL, _NO_SUCH_RANGE = 200, 206, 416
@@ -75,47 +76,43 @@ _FIRST_ROOT = "first_root.json"
 class Fetcher(FetcherInterface):
     """Fetches for ngclient over our transport, going on where a transfer broke off."""
 
-    def __init__(self, transport: Transport, timing: Timing, *, deadline_s: float | None) -> None:
-        """Use these parts; no file may take longer than ``deadline_s`` seconds."""
+    def __init__(self, transport: Transport, timing: Timing) -> None:
+        """Use these parts."""
         self._transport = transport
         self._timing = timing
-        self._deadline_s = deadline_s
         self.server_ahead_s: float | None = None
         """By how much the server's clock was ahead of ours at its last answer, where it told."""
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
-        """Return a file; raise DownloadLengthMismatchError above ``max_length`` bytes.
+        """Return a short file, which has six time-outs to come whole.
 
-        Raises DownloadHTTPError for 403 and 404, NetworkError, ProtocolError.
+        Raises DownloadLengthMismatchError above ``max_length`` bytes, DownloadHTTPError for 403
+        and 404, NetworkError, ProtocolError.
         """
+        timeout_s = self._timing.request_timeout_s
         buffer = BytesIO()
-        self._fill(buffer, url, max_length)
+        deadline = time.monotonic() + _DEADLINE_FACTOR * timeout_s
+        _Transfer(self, buffer, url, max_length, timeout_s, deadline).run()
         return buffer.getvalue()
 
     @contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
-        """Yield a temporary file with the content; otherwise as ``download_bytes``."""
+        """Yield a temporary file with the content, however long that takes; raises as above."""
         with tempfile.TemporaryFile() as file:
-            self._fill(file, url, max_length)
+            timeout_s = self._timing.stall_timeout_s
+            _Transfer(self, file, url, max_length, timeout_s, float("inf")).run()
             file.seek(0)
             yield file
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        with self.download_file(url, 1 << 40) as file:
+        with self.download_file(url, _MAX_FILE_BYTES) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
 
-    def _fill(self, file: IO[bytes], url: str, max_length: int) -> None:
-        limit_s = float("inf") if self._deadline_s is None else self._deadline_s
-        _Transfer(self, file, url, max_length, time.monotonic() + limit_s).run()
-
-    def open(self, url: str, headers: dict[str, str]) -> Reply:
+    def open(self, url: str, headers: dict[str, str], timeout_s: float) -> Reply:
         """Open an address and note what its server takes for the time."""
-        timing = self._timing
-        is_short = self._deadline_s is not None
-        timeout_s = timing.request_timeout_s if is_short else timing.stall_timeout_s
         reply = self._transport.open_url(_quoted(url), headers, timeout_s)
-        self.server_ahead_s = _ahead_s(reply.header("Date"), timing.now())
+        self.server_ahead_s = _ahead_s(reply.header("Date"), self._timing.now())
         return reply
 
     def pause(self, error: NetworkError, failures: int) -> None:
@@ -131,12 +128,19 @@ class _Transfer:
     """The requests that fill one file."""
 
     def __init__(
-        self, fetcher: Fetcher, file: IO[bytes], url: str, max_length: int, deadline: float
+        self,
+        fetcher: Fetcher,
+        file: IO[bytes],
+        url: str,
+        max_length: int,
+        timeout_s: float,
+        deadline: float,
     ) -> None:
         self._fetcher = fetcher
         self._file = file
         self._url = url
         self._max_length = max_length
+        self._timeout_s = timeout_s
         self._deadline = deadline
         self._size = 0
         self._total: int | None = None
@@ -162,7 +166,7 @@ class _Transfer:
             headers["Range"] = f"bytes={self._size}-"
             if self._etag:
                 headers["If-Range"] = self._etag
-        with self._fetcher.open(self._url, headers) as reply:
+        with self._fetcher.open(self._url, headers, self._timeout_s) as reply:
             self._accept(reply)
             self._copy(reply)
 
@@ -335,8 +339,7 @@ class MetadataStore:
     def _refresh(self, model: str) -> _Session:
         transport = self._transport()
         base_url = f"{transport.server_url}{API}/metadata/"
-        deadline_s = _DEADLINE_FACTOR * self._timing.request_timeout_s
-        fetcher = Fetcher(transport, self._timing, deadline_s=deadline_s)
+        fetcher = Fetcher(transport, self._timing)
         now = self._timing.now()
         root, is_first = self._bootstrap(fetcher, base_url, now)
         with storing(self._folder):
