@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from django.utils import timezone
 
 from server.domain.errors import Conflict
 from server.trust import queries, roles
-from server.trust.targets import Published, SignedTarget
+from server.trust.models import MetadataFile
+from server.trust.targets import Published, Renewed, SignedTarget
+
+if TYPE_CHECKING:
+    from server.trust.repository import Plan
+    from server.trust.signers import Keyring
+
+log = structlog.get_logger(__name__)
+
+_KEEP_EXPIRED = dt.timedelta(days=30)
 
 
 def publish(
@@ -34,14 +48,13 @@ def publish(
             ``invalid_target``.
 
     """
-    from server.trust import repository
+    from server.trust import plans, repository
     from server.trust.signers import Keyring
 
     ensure_repository(now=now)
     keyring = Keyring()
-    is_new = repository.commit(
-        lambda change: change.list_targets(role, paths, targets, keyring), keyring=keyring, now=now
-    )
+    plan = plans.list_targets(role, paths, targets, keyring)
+    is_new = bool(repository.commit(plan, keyring=keyring, now=now))
     versions = queries.current_versions()
     return Published(
         role=versions[role],
@@ -52,6 +65,94 @@ def publish(
     )
 
 
+def delete_role(*, role: str, now: dt.datetime | None = None) -> None:
+    """Have a role list nothing any more. It stays, empty: devices take a lost role for an attack.
+
+    Raises:
+        Conflict: ``signing_key_missing``.
+
+    """
+    from server.trust import repository
+
+    def plan(change: repository.Change) -> None:
+        if role in change.view and change.view[role].signed.targets:
+            change.renew(role).signed.targets = {}
+
+    repository.commit(plan, now=now)
+
+
+def renew(*, now: dt.datetime | None = None) -> Renewed:
+    """Sign again what has been valid for half of its life, and the timestamp every hour.
+
+    Finishes what a crash left, and forgets files that expired long ago. Called by the clock;
+    without a repository it does nothing.
+
+    Raises:
+        Conflict: ``signing_key_missing`` where the timestamp cannot be signed.
+
+    """
+    from server.trust import plans, repository
+    from server.trust.signers import Keyring
+
+    if not queries.is_initialised():
+        return Renewed()
+    keyring = Keyring()
+    overdue: list[str] = []
+    signed = repository.commit(plans.renew(keyring, overdue), keyring=keyring, now=now)
+    _forget_expired(now or timezone.now())
+    if overdue:
+        log.error("metadata_overdue", roles=overdue)
+    return Renewed(signed=tuple(sorted(signed)), overdue=tuple(sorted(overdue)))
+
+
+def change(
+    *,
+    plan: Plan,
+    keyring: Keyring | None = None,
+    appoints_keys: bool = False,
+    now: dt.datetime | None = None,
+) -> tuple[str, ...]:
+    """Carry out one of :mod:`server.trust.plans`; return the roles that got a new version.
+
+    ``appoints_keys``: get past what a crash left to be signed by a key that is lost.
+
+    Raises:
+        Conflict: ``signing_key_missing``, and what the plan raises.
+
+    """
+    from server.trust import repository, signers
+
+    keys = keyring or signers.Keyring()
+    try:
+        repository.finish(keys, now=now)
+    except Conflict:
+        if not appoints_keys:
+            raise
+        # Nobody has seen these drafts, and the lost key's signature will not count any more.
+        repository.discard_drafts()
+    return tuple(sorted(repository.commit(plan, keyring=keys, now=now)))
+
+
+def export(*, plan: Plan, folder: Path, now: dt.datetime | None = None) -> list[Path]:
+    """Write what people have to sign for a plan, unsigned; nothing changes until it is brought in.
+
+    Raises:
+        Conflict: what the plan raises.
+
+    """
+    from server.trust import repository
+
+    drawn = repository.draw(plan, now=now)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for role in (roles.ROOT, roles.TARGETS):
+        if role in drawn.new:
+            path = folder / f"{drawn.new[role].signed.version}.{role}.json"
+            path.write_bytes(repository.serialize(drawn.new[role]))
+            written.append(path)
+    return written
+
+
 def ensure_repository(*, now: dt.datetime | None = None) -> bool:
     """Make keys and the first root where nothing is configured; return whether they were made.
 
@@ -60,9 +161,11 @@ def ensure_repository(*, now: dt.datetime | None = None) -> bool:
             ``trust_metadata_lost`` where there are keys of a repository, but not the repository.
 
     """
-    from server.trust import repository, signers
+    from server.trust import plans, repository, signers
 
     if queries.is_initialised():
+        if signers.is_embedded():
+            signers.keep_root_copy(queries.first_root())
         return False
     if not signers.is_embedded():
         message = (
@@ -73,9 +176,7 @@ def ensure_repository(*, now: dt.datetime | None = None) -> bool:
     files = signers.make_embedded_keys()
     keys = {kind: [signers.read_public(path) for path in found] for kind, found in files.items()}
     try:
-        repository.found(
-            lambda change: repository.begin(change, keys), keyring=signers.Keyring(), now=now
-        )
+        repository.commit(plans.found(keys), now=now)
     except Conflict as error:
         # Another process was faster, with the same keys.
         if error.code != "trust_initialised":
@@ -96,3 +197,42 @@ def read_back(*, role: str, targets: Sequence[SignedTarget]) -> None:
     from server.trust import readback
 
     readback.check(role=role, targets=targets)
+
+
+def require_keys() -> None:
+    """Raise where the server could not sign what it has to sign by itself.
+
+    Raises:
+        Conflict: ``signing_key_missing``.
+
+    """
+    from server.trust import repository
+    from server.trust.signers import Keyring
+
+    for role in (roles.TIMESTAMP, roles.SNAPSHOT, *queries.model_roles()[:1]):
+        repository.require_at_hand(role, Keyring())
+
+
+def first_start_notice() -> str:
+    """Return what an operator has to know once keys were made on this machine."""
+    from django.conf import settings
+
+    folder = settings.TRUST_KEYS
+    return (
+        "\nFirst start: keys were made that sign what devices may install.\n"
+        f"    private keys  {folder}\n"
+        "They are as safe as this machine is: good enough to try things out. Before going live:\n"
+        "    1. Move root-*.pem and targets-*.pem off this machine, to different places. Two of\n"
+        "       three root keys appoint other keys; without them no device can ever follow.\n"
+        "    2. Put the root into your app: python manage.py trust root --output root.json\n"
+        "    3. Back up the database: it holds the only record of what was signed.\n"
+        "docs/keys.md tells it in full; python manage.py trust status shows how things stand.\n"
+    )
+
+
+def _forget_expired(now: dt.datetime) -> None:
+    """Delete files that no device could accept any more; roots stay, old apps start from them."""
+    current = queries.current_files().values("pk")
+    MetadataFile.objects.filter(expires_at__lt=now - _KEEP_EXPIRED).exclude(
+        role=roles.ROOT
+    ).exclude(pk__in=list(current.values_list("pk", flat=True))).delete()

@@ -12,3 +12,11 @@ class TrustConfig(AppConfig):
     label = "trust"
     verbose_name = "Signed metadata"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Show how long metadata hold at ``/metrics``."""
+        from prometheus_client import REGISTRY
+
+        from server.trust.metrics import MetadataLives
+
+        REGISTRY.register(MetadataLives())

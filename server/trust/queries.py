@@ -77,6 +77,12 @@ def current_versions() -> dict[str, int]:
     return dict(current_files().values_list("role", "version"))
 
 
+def model_roles() -> list[str]:
+    """Return the roles of models."""
+    known = MetadataFile.objects.exclude(role__in=roles.TOP_LEVEL).order_by("role")
+    return list(known.values_list("role", flat=True).distinct())
+
+
 def _root(order: str) -> bytes:
     files = MetadataFile.objects.filter(role=roles.ROOT).order_by(order)
     row = files.values_list("content", flat=True).first()

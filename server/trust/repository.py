@@ -13,7 +13,7 @@ import contextlib
 import copy
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -21,7 +21,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key
-from tuf.api.exceptions import RepositoryError
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -29,18 +29,15 @@ from tuf.api.metadata import (
     MetaFile,
     Root,
     Snapshot,
-    TargetFile,
     Targets,
     Timestamp,
 )
-from tuf.api.serialization import DeserializationError
 from tuf.api.serialization.json import JSONSerializer
 
-from server.domain.errors import Conflict, DomainError, InvalidInput
+from server.domain.errors import Conflict, Unavailable
 from server.trust import queries, roles
 from server.trust.models import Draft, MetadataFile, Repository
 from server.trust.signers import Keyring
-from server.trust.targets import SignedTarget
 
 Document = Metadata[Any]
 Plan = Callable[["Change"], None]
@@ -126,45 +123,6 @@ class Change:
             self.new[role] = Metadata(signed)
         return self.new[role]
 
-    def list_targets(
-        self, role: str, paths: Sequence[str], targets: Iterable[SignedTarget], keyring: Keyring
-    ) -> None:
-        """Have a role list exactly these targets, and be delegated exactly these paths."""
-        wanted = {target.path: _target_file(target) for target in targets}
-        self._delegate(role, paths, keyring)
-        for path in wanted:
-            if not self.delegated[role].is_delegated_path(path):
-                message = f"{path} is none of the paths of {role}: {', '.join(paths)}."
-                raise InvalidInput(message, code="target_outside_role")
-        if role not in self.view:
-            self.start(role, Targets(targets=wanted))
-        elif self.view[role].signed.targets != wanted:
-            self.renew(role).signed.targets = wanted
-
-    def delegate(self, role: str, paths: Sequence[str]) -> None:
-        """Have a model's role signed by the models' key, for these paths."""
-        known = self.delegated.get(role)
-        if known is not None and list(known.paths or ()) == list(paths):
-            return
-        targets = self.renew(roles.TARGETS).signed
-        keyid = next(iter(targets.delegations.keys))
-        targets.delegations.roles[role] = DelegatedRole(
-            role, [keyid], 1, terminating=True, paths=list(paths)
-        )
-
-    def replace_key(self, kind: str, key: Key) -> None:
-        """Have another key sign for a kind of roles, and no longer the one before."""
-        if kind == roles.MODELS:
-            delegations = self.renew(roles.TARGETS).signed.delegations
-            delegations.keys = {key.keyid: key}
-            for role in delegations.roles.values():
-                role.keyids = [key.keyid]
-            return
-        root = self.renew(roles.ROOT).signed
-        for keyid in list(root.roles[kind].keyids):
-            root.revoke_key(keyid, kind)
-        root.add_key(key, kind)
-
     def close(self) -> None:
         """Add what follows from the new versions: other signatures, snapshot, timestamp."""
         if not self._holds(roles.TARGETS):
@@ -213,30 +171,21 @@ class Change:
         return {keyid for keyid, key in keys.items() if _verifies(document, keyid, key)}
 
     def at_hand(self, role: str, keyring: Keyring) -> set[str]:
-        """Return the keys of a role that have signed already or could do so now."""
+        """Return the keys of a role that could sign now."""
         found = keyring.signers(roles.kind_of(role), self.signing_keys(role))
-        return self.signed_by(role) | {signer.public_key.keyid for signer in found}
+        return {signer.public_key.keyid for signer in found}
 
     def sign(self, role: str, keyring: Keyring) -> bool:
         """Add the signatures of the keys at hand; return whether they are enough."""
-        if not self.is_signed(role):
-            keys = self.signing_keys(role)
-            for signer in keyring.signers(roles.kind_of(role), keys):
+        if self.is_signed(role):
+            return True
+        for signer in keyring.signers(roles.kind_of(role), self.signing_keys(role)):
+            try:
                 self.new[role].sign(signer, append=True)
+            except UnsignedMetadataError as error:
+                message = f"Whatever signs {role} does not answer: {error}."
+                raise Unavailable(message, code="signer_unavailable") from error
         return self.is_signed(role)
-
-    def _delegate(self, role: str, paths: Sequence[str], keyring: Keyring) -> None:
-        known = self.delegated.get(role)
-        if known is not None and list(known.paths or ()) == list(paths):
-            return
-        self.delegate(role, paths)
-        if not self.is_enough(roles.TARGETS, self.at_hand(roles.TARGETS, keyring)):
-            model = role.removeprefix("model-")
-            message = (
-                f"{role} is not delegated yet, and the key of the targets role is not on this"
-                f" machine. Where it is, run `python manage.py trust delegate {model} --key FILE`."
-            )
-            raise Conflict(message, code="role_not_delegated")
 
     def _delegators(self, role: str) -> list[Root | Targets]:
         """Return who says who signs: for a new root, that root and the one before it."""
@@ -264,13 +213,16 @@ class Change:
             self.new[roles.SNAPSHOT].signed.meta = meta
 
 
-def commit(plan: Plan, *, keyring: Keyring | None = None, now: dt.datetime | None = None) -> bool:
-    """Sign and show what ``plan`` changes; return whether that is anything.
+def commit(
+    plan: Plan, *, keyring: Keyring | None = None, now: dt.datetime | None = None
+) -> set[str]:
+    """Sign and show what ``plan`` changes; return the roles that got a new version.
 
     Must not be called within a transaction: what devices may have seen cannot be taken back.
 
     Raises:
         Conflict: ``signing_key_missing``, and what the plan raises.
+        Unavailable: ``signer_unavailable``.
 
     """
     keys = keyring or Keyring()
@@ -283,7 +235,7 @@ def commit(plan: Plan, *, keyring: Keyring | None = None, now: dt.datetime | Non
             _require_signable(change, keys)
             _write_drafts(change)
         finish(keys, now=now)
-        return bool(change.new)
+        return set(change.new)
 
 
 def draw(plan: Plan, *, now: dt.datetime | None = None) -> Change:
@@ -309,7 +261,7 @@ def finish(keyring: Keyring, *, now: dt.datetime | None = None) -> None:
     change.new = {draft.role: Metadata.from_bytes(bytes(draft.content)) for draft in drafts}
     for role in change.new:
         if not change.sign(role, keyring):
-            raise _missing_key(role)
+            raise missing_key(role)
     with locked():
         ids = [draft.pk for draft in drafts]
         if Draft.objects.filter(pk__in=ids).count() == len(ids):
@@ -324,36 +276,6 @@ def discard_drafts() -> None:
         Draft.objects.all().delete()
 
 
-def found(plan: Plan, *, keyring: Keyring, now: dt.datetime | None = None) -> None:
-    """Make the repository.
-
-    Raises:
-        Conflict: ``trust_initialised``, ``signing_key_missing``.
-
-    """
-
-    def begin(change: Change) -> None:
-        if roles.ROOT in change.view:
-            message = "There is a repository already; a second root would lock every device out."
-            raise Conflict(message, code="trust_initialised")
-        plan(change)
-
-    commit(begin, keyring=keyring, now=now)
-
-
-def begin(change: Change, keys: Mapping[str, Sequence[Key]]) -> None:
-    """Plan the first version of every role, signed by these keys."""
-    root = Root(consistent_snapshot=True)
-    for kind in roles.TOP_LEVEL:
-        for key in keys[kind]:
-            root.add_key(key, kind)
-    root.roles[roles.ROOT].threshold = roles.ROOT_THRESHOLD
-    change.start(roles.ROOT, root)
-    models = keys[roles.MODELS][0]
-    # The models' key stands there before any model does, so that the first needs no other.
-    change.start(roles.TARGETS, Targets(delegations=Delegations({models.keyid: models}, {})))
-
-
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Hold the repository, in a transaction that has reached the disk when it ends."""
@@ -362,23 +284,26 @@ def locked() -> Iterator[None]:
         yield
 
 
-def parse(content: bytes, name: str) -> Document:
-    """Read signed or unsigned metadata.
-
-    Raises:
-        InvalidInput: ``invalid_metadata``.
-
-    """
-    try:
-        return Metadata.from_bytes(content)
-    except (DeserializationError, RepositoryError) as error:
-        message = f"{name} is no TUF metadata."
-        raise InvalidInput(message, code="invalid_metadata") from error
-
-
 def serialize(document: Document) -> bytes:
     """Return the bytes of a file."""
     return document.to_bytes(_SERIALIZER)
+
+
+def missing_key(role: str) -> Conflict:
+    """Return what to raise where a role cannot be signed."""
+    kind = roles.kind_of(role)
+    if kind in roles.ONLINE:
+        message = (
+            f"The key that signs {role} is not at hand. It belongs into TRUST_{kind.upper()}_KEY or"
+            f" into the folder TRUST_KEYS; if it is lost, `python manage.py trust rotate {kind}`"
+            " appoints another."
+        )
+    else:
+        message = (
+            f"Not enough keys of the {role} role are at hand. Name their files with --key, or sign"
+            " on another machine: --export, `trust sign`, `trust import`. See docs/keys.md."
+        )
+    return Conflict(message, code="signing_key_missing")
 
 
 @contextlib.contextmanager
@@ -402,24 +327,8 @@ def _require_signable(change: Change, keyring: Keyring) -> None:
         if keyring.named and role in (roles.ROOT, roles.TARGETS):
             # These keys are here for this command only: a later call could not finish the draft.
             change.sign(role, keyring)
-        if not change.is_enough(role, change.at_hand(role, keyring)):
-            raise _missing_key(role)
-
-
-def _missing_key(role: str) -> DomainError:
-    kind = roles.kind_of(role)
-    if kind in roles.ONLINE:
-        message = (
-            f"The key that signs {role} is not at hand. It belongs into TRUST_{kind.upper()}_KEY or"
-            f" into the folder TRUST_KEYS; if it is lost, `python manage.py trust rotate {kind}`"
-            " appoints another."
-        )
-    else:
-        message = (
-            f"Not enough keys of the {role} role are at hand. Name their files with --key, or sign"
-            " on another machine: --export, `trust sign`, `trust import`. See docs/keys.md."
-        )
-    return Conflict(message, code="signing_key_missing")
+        if not change.is_enough(role, change.signed_by(role) | change.at_hand(role, keyring)):
+            raise missing_key(role)
 
 
 def _write_drafts(change: Change) -> None:
@@ -444,32 +353,6 @@ def _store(role: str, document: Document, now: dt.datetime) -> None:
     )
 
 
-def _target_file(target: SignedTarget) -> TargetFile:
-    custom = dict(target.custom)
-    if fraction := _find_fraction(custom, "custom"):
-        message = f"{fraction} of {target.path} is a fraction, which signed metadata cannot hold."
-        raise InvalidInput(message, code="fraction_in_custom")
-    try:
-        return TargetFile(
-            target.size_bytes, {"sha256": target.sha256}, target.path, {"custom": custom}
-        )
-    except ValueError as error:
-        message = f"{target.path} cannot be listed: {error}."
-        raise InvalidInput(message, code="invalid_target") from error
-
-
-def _find_fraction(value: object, name: str) -> str:
-    """Return where a float stands in JSON, else ``""``."""
-    if isinstance(value, float):
-        return name
-    members: Iterable[tuple[object, object]] = ()
-    if isinstance(value, Mapping):
-        members = value.items()
-    elif isinstance(value, list | tuple):
-        members = enumerate(value)
-    return next((at for key, item in members if (at := _find_fraction(item, f"{name}.{key}"))), "")
-
-
 def _verifies(document: Document, keyid: str, key: Key) -> bool:
     signature = document.signatures.get(keyid)
     if signature is None:
@@ -487,3 +370,16 @@ def _expiry(role: str, now: dt.datetime) -> dt.datetime:
 
 def _moment(now: dt.datetime | None) -> dt.datetime:
     return now or timezone.now()
+
+
+def require_at_hand(role: str, keyring: Keyring) -> None:
+    """Raise unless enough keys of a role are at hand.
+
+    Raises:
+        Conflict: ``signing_key_missing``, ``trust_not_initialised``.
+
+    """
+    queries.trusted_root()
+    change = Change(View.load(), _moment(None))
+    if not change.is_enough(role, change.at_hand(role, keyring)):
+        raise missing_key(role)

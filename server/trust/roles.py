@@ -40,6 +40,16 @@ def life_of(role: str) -> dt.timedelta:
     return _LIVES[kind_of(role)]
 
 
+def role_of(model: str) -> str:
+    """Return the role of a model, by its slug."""
+    return f"model-{model}"
+
+
+def paths_of(model: str) -> tuple[str, ...]:
+    """Return the paths that a model's role may list; ``*`` stands for one part of a path."""
+    return f"{model}/policy", f"{model}/patches/*", f"{model}/*/*/*"
+
+
 def split_name(name: str) -> tuple[str, int | None] | None:
     """Return role and version of a file's name; the version is None for ``timestamp.json``.
 

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
 from server import env
@@ -197,10 +196,10 @@ def make_embedded_keys() -> dict[str, list[Path]]:
 
 def keep_root_copy(content: bytes) -> None:
     """Put the first root beside the keys it belongs to: they must never serve another one."""
-    with _writable(settings.TRUST_KEYS):
-        path = settings.TRUST_KEYS / _ROOT_COPY
-        if not path.exists():
-            _write(path, content, 0o644)
+    folder = settings.TRUST_KEYS
+    if folder.is_dir() and not (folder / _ROOT_COPY).exists():
+        with _writable(folder), contextlib.suppress(FileExistsError):
+            _write(folder / _ROOT_COPY, content, 0o644)
 
 
 def _matching(signer: CryptoSigner, keys: Mapping[str, Key]) -> str | None:
@@ -255,18 +254,3 @@ def _sole_maker(folder: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def require_online_keys() -> None:
-    """Raise where a variable or file of a configured key cannot be read.
-
-    Raises:
-        ImproperlyConfigured: a ``_FILE`` that is not there.
-        InvalidInput: ``invalid_key``.
-
-    """
-    for kind in roles.ONLINE:
-        Keyring().public_key(kind)
-
-
-__all__ = ["ImproperlyConfigured", "Keyring", "Passphrase"]

@@ -57,6 +57,7 @@ class Command(BaseCommand):
         with _sole_use_of_data():
             call_command("migrate", interactive=False, verbosity=0)
             self._ensure_administrator()
+            call_command("trust", "ensure", stdout=self.stdout, stderr=self.stderr)
             supervisor = Supervisor(_list_services(options, host, port), folder=settings.BASE_DIR)
             if options["stop_at_eof"]:
                 threading.Thread(target=_stop_at_eof, args=(supervisor,), daemon=True).start()
