@@ -30,14 +30,13 @@ django.setup()
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from server import blobs
-from server.rollouts import actions as rollouts
 from tests.support import factories
 if isinstance(blobs.store(), blobs.S3BlobStore):
     blobs.store().prepare()
 content = {"tflite:int8": random.Random(1).randbytes(int(os.environ["ARTIFACT_BYTES"]))}
 labels = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
 model = factories.make_model(labels=labels)
-rollouts.release_version(version=factories.make_version(model, content=content))
+factories.release(factories.make_version(model, content=content))
 """
 
 

@@ -387,11 +387,9 @@ def test_https_at_the_load_balancer_ends_the_redirects(deployment: Deployment) -
 RELEASE = """
 import django
 django.setup()
-from server.rollouts import actions as rollouts
 from tests.support import factories
 
-version = factories.make_version(factories.make_model())
-rollouts.release_version(version=version)
+factories.release(factories.make_version(factories.make_model()))
 """
 
 

@@ -16,10 +16,16 @@ from django.core.management import call_command
 call_command("migrate", interactive=False, verbosity=0)
 
 from server.rollouts import actions as rollouts
+from server.rollouts import targets
+from server.trust import actions as trust
 from tests.support import factories
 model = factories.make_model()
 version = factories.make_version(model)
 rollouts.release_version(version=version)
+signed = rollouts.prepare_publication(model=model)
+role, paths = targets.role_of(model.slug), targets.paths_of(model.slug)
+trust.publish(role=role, paths=paths, targets=signed.targets)
+rollouts.announce(publication=signed)
 
 from server.wsgi import application
 from wsgiref.util import setup_testing_defaults

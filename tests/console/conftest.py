@@ -9,11 +9,10 @@ from django.utils import timezone
 
 from server.delivery.actions import create_application_key
 from server.registry.models import Model
-from server.rollouts import actions as rollouts
 from server.telemetry.actions import record_events
 from server.training import actions as training
 from server.training.models import DatasetSnapshot, Night, SnapshotEntry, TrainingRun
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, release
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +26,7 @@ def model(db: Any) -> Model:
     """Return a model with two versions, both released, and a finished run."""
     model = make_model("recyclables", name="Recyclables")
     for _ in range(2):
-        rollouts.release_version(version=make_version(model))
+        release(make_version(model))
     finish_run(model)
     Night.objects.create(model=model, last_on=timezone.now().date(), summary="No new photos.")
     create_application_key(name="app", models=[model])

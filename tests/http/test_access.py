@@ -16,9 +16,8 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from server.console.actions import create_staff_token
 from server.delivery.actions import create_application_key
 from server.registry.models import Model
-from server.rollouts import actions as rollouts
 from tests.photos.people import register
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, release
 
 pytestmark = pytest.mark.django_db
 
@@ -51,6 +50,8 @@ CALLS = {
     "GET models/<str:model>/update": DEVICE,
     "GET models/<slug:model>/explain": STAFF,
     "GET artifacts/<sha256:sha256>": DEVICE,
+    # Each file says who signed it, and none is secret.
+    "GET metadata/<str:name>": OPEN,
     # Each event is judged by itself, so the call is answered whoever makes it.
     "POST events": OPEN,
     "GET keys": STAFF,
@@ -72,12 +73,13 @@ CALLS = {
     "POST models/<slug:model>/channels/<slug:channel>/releases": STAFF,
     "POST models/<slug:model>/channels/<slug:channel>/rollback": STAFF,
     "POST models/<slug:model>/kill": STAFF,
+    "POST models/<slug:model>/versions/<int:number>/recall": STAFF,
     "POST auth/token": SIGN_IN,
     "DELETE auth/token/current": STAFF,
 }
 LAST = {"volunteer": "DELETE volunteers/me", "staff": "DELETE auth/token/current"}
 # Plain views say which methods they take in their own code.
-PLAIN = {"update": ("GET",), "artifact": ("GET",), "events": ("POST",)}
+PLAIN = {"update": ("GET",), "artifact": ("GET",), "metadata": ("GET",), "events": ("POST",)}
 
 
 def _patterns(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str, URLPattern]]:
@@ -123,7 +125,7 @@ class World:
 def world(client: Client, django_user_model) -> World:
     client.raise_request_exception = False
     model: Model = make_model("recyclables", is_open=False)
-    release = rollouts.release_version(version=make_version(model))
+    released = release(make_version(model))
     _, staff = create_staff_token(
         user=django_user_model.objects.create_user("boss", password="night-ferry-1", is_staff=True)
     )
@@ -134,11 +136,12 @@ def world(client: Client, django_user_model) -> World:
         "<str:model>": model.slug,
         "<slug:channel>": "production",
         "<int:number>": "1",
+        "<str:name>": "timestamp.json",
         "<int:key_id>": "999",
         "<uuid:run_id>": str(uuid.uuid4()),
         "<uuid:photo_id>": str(uuid.uuid4()),
         "<uuid:volunteer_id>": str(uuid.uuid4()),
-        "<sha256:sha256>": release.version.variants.first().sha256,
+        "<sha256:sha256>": released.version.variants.first().sha256,
     }
     headers = {
         "anonymous": {},

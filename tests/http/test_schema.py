@@ -22,9 +22,8 @@ from schemathesis.specs.openapi.checks import (
 
 from server.console.actions import create_staff_token
 from server.http.throttles import ScopedThrottle
-from server.rollouts import actions as rollouts
 from server.wsgi import application
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, release
 
 schema = schemathesis.openapi.from_wsgi("/api/v1/schema", application)
 
@@ -51,7 +50,7 @@ def headers(
     # Hundreds of calls a minute are the point here.
     monkeypatch.setattr(ScopedThrottle, "allow_request", lambda *_: True)
     monkeypatch.setattr("server.http.throttles.check", lambda *_: None)
-    rollouts.release_version(version=make_version(make_model("recyclables")))
+    release(make_version(make_model("recyclables")))
     user = django_user_model.objects.create_user("boss", is_staff=True)
     _, token = create_staff_token(user=user)
     # As Django's own test client does: the test's transaction outlives a request.

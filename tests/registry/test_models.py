@@ -14,7 +14,7 @@ from server.registry import actions
 from server.registry.models import ModelVersion, PublishedVersionChanged
 from server.rollouts import actions as rollouts
 from server.training import actions as training
-from tests.support.factories import make_model, make_version
+from tests.support.factories import make_model, make_version, release
 
 
 class Operator:
@@ -184,7 +184,7 @@ def test_releases_rollback_and_kill_over_rest(call: Operator) -> None:
 
 def test_keys_open_their_models_until_revoked(call: Operator, client: Any) -> None:
     for slug in ("birds", "cats"):
-        rollouts.release_version(version=make_version(make_model(slug, is_open=False)))
+        release(make_version(make_model(slug, is_open=False)))
     status, key = call("POST", "/keys", {"name": "Birds app", "models": ["birds"]})
     assert status == 201
     assert call("POST", "/keys", {"name": "x", "models": ["dogs"]})[1]["code"] == "unknown_model"

@@ -10,7 +10,6 @@ from server.registry import actions as registry
 from server.registry.models import Model, ModelVersion
 from server.rollouts import actions as rollouts
 from server.rollouts.models import Release
-from worker.pipelines import publishing
 
 # As a worker writes it, for networks of 8 × 8 pixels.
 PREPROCESSING = {
@@ -77,4 +76,7 @@ def publish(model: Model) -> str:
 
     The keys are made on first use, in the data folder of this test.
     """
+    # Not at the top: the web process's tests use this module too, and know no worker.
+    from worker.pipelines import publishing
+
     return publishing.publish_model(model)

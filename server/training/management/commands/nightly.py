@@ -11,12 +11,16 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from server.domain.errors import DomainError
-from server.jobs.models import JobState
+from server.jobs import names
+from server.jobs.models import UNFINISHED, Job, JobState
 from server.jobs.queries import get_job
 from server.registry.models import Model
 from server.registry.queries import get_model
 from server.training import actions, queries
 from server.training.models import TrainingRun
+
+# Whoever holds the keys begins at once; where nobody does, this process signs.
+_SIGNER_BEGINS_WITHIN_S = 5
 
 
 class Command(BaseCommand):
@@ -51,14 +55,47 @@ class Command(BaseCommand):
             return False
         self.stdout.write(f"{model.slug}: {count} new photos, run {run.pk}")
         # The job is done by a process of the worker's own; a running worker may take it first.
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "worker.foreground", str(run.job_id)], cwd=settings.BASE_DIR
-        )
+        worker = _start(run.job_id)
         try:
-            return self._follow(run, worker)
+            is_good = self._follow(run, worker)
         finally:
             worker.terminate()
             worker.wait()
+        if is_good:
+            self._see_to_release(model)
+        return is_good
+
+    def _see_to_release(self, model: Model) -> None:
+        """Have patches built and the release signed, here unless a running worker does."""
+        seen = set()
+        mine = Job.objects.filter(
+            name__in=(names.BUILD_PATCHES, names.PUBLISH), args__model=model.slug
+        )
+        while job := mine.filter(state__in=UNFINISHED).order_by("created_at").first():
+            if job.pk in seen:
+                break
+            seen.add(job.pk)
+            self._see_to_job(job)
+            job.refresh_from_db()
+            if job.state == JobState.SUCCEEDED:
+                self.stdout.write(f"  {'release':<11} {job.result.get('outcome', '')}")
+            else:
+                self.stderr.write(
+                    f"  {'release':<11} waits, and will be tried again: {job.error_detail}"
+                )
+
+    @staticmethod
+    def _see_to_job(job: Job) -> None:
+        deadline = time.monotonic() + _SIGNER_BEGINS_WITHIN_S
+        while job.state == JobState.QUEUED and time.monotonic() < deadline:
+            time.sleep(0.25)
+            job.refresh_from_db()
+        if job.state == JobState.QUEUED:
+            _start(job.pk).wait()
+        job.refresh_from_db()
+        while job.state == JobState.RUNNING:
+            time.sleep(0.25)
+            job.refresh_from_db()
 
     @staticmethod
     def _is_waiting(run: TrainingRun) -> bool:
@@ -84,3 +121,10 @@ class Command(BaseCommand):
                 self.stderr.write("The worker process ended before it began.")
                 return False
             time.sleep(0.5)
+
+
+def _start(job_id: object) -> subprocess.Popen[bytes]:
+    """Start a process of the worker's own that performs one job."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.foreground", str(job_id)], cwd=settings.BASE_DIR
+    )
