@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -304,7 +305,6 @@ class MetadataStore:
         self._folder = folder
         self._transport = transport
         self._timing = timing
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def refresh(self, model: str) -> _Session:
         """Bring the metadata up to date, the role of ``model`` among them, and return them.
@@ -325,7 +325,7 @@ class MetadataStore:
 
     def load(self, model: str) -> _Delegated | None:
         """Return the model's role as last seen, its signatures checked, its age not."""
-        root = self._root or _read(self._folder / _FIRST_ROOT)
+        root = self._known_root()
         if root is None:
             return None
         try:
@@ -352,9 +352,12 @@ class MetadataStore:
             write_atomically(self._folder / _FIRST_ROOT, root)
         return session
 
+    def _known_root(self) -> bytes | None:
+        return _read(self._folder / _FIRST_ROOT) if self._root is None else self._root
+
     def _bootstrap(self, fetcher: Fetcher, base_url: str, now: float) -> tuple[bytes, bool]:
         """Return the root to begin from, and whether the server has just handed it out."""
-        known = self._root or _read(self._folder / _FIRST_ROOT)
+        known = self._known_root()
         if known is not None:
             return known, False
         log.warning("No root of trust is in the app: the server's first one is believed.")
@@ -374,8 +377,9 @@ class MetadataStore:
 
     def _work_elsewhere(self) -> None:
         """Go on in a folder of this process, beginning with what lies in the read-only one."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="nightferry-")
-        folder = Path(self._scratch.name) / "metadata"
+        scratch = tempfile.mkdtemp(prefix="nightferry-")
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        folder = Path(scratch) / "metadata"
         if self._folder.is_dir():
             shutil.copytree(self._folder, folder)
         self._folder = folder
