@@ -25,6 +25,7 @@ VARIANTS = (("tflite", "float32"), ("tflite", "float16"), ("tflite", "int8"), ("
 PAIRS = {
     "head retrained": ("base", "head"),
     "top 20 layers": ("base", "top20"),
+    "top 20, ten times the rate": ("base", "top20fast"),
     "all layers": ("base", "all"),
     "two labels added": ("four", "base"),
 }
@@ -33,7 +34,7 @@ _BATCH = 16
 _TOP_LAYERS = 20
 _TOP_EPOCHS = 2
 _FEW_STEPS = 10
-_LEARNING_RATES = {"top20": 1e-4, "all": 1e-5}
+_LEARNING_RATES = {"top20": 1e-4, "top20fast": 1e-3, "all": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _fine_tune(model: Any, photos: Photos, network: str) -> None:
     from worker.ml.determinism import pin_tensorflow
 
     tf = pin_tensorflow(1)
-    layers = model.layers[-_TOP_LAYERS:] if network == "top20" else model.layers
+    layers = model.layers[-_TOP_LAYERS:] if network.startswith("top20") else model.layers
     for layer in model.layers:
         layer.trainable = layer in layers and "BatchNormalization" not in type(layer).__name__
     model.compile(

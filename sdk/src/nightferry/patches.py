@@ -17,6 +17,7 @@ from nightferry.errors import PatchError
 
 TYPE_CHECKING = False  # as in ``typing``, without its import
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO, NoReturn
 
 ALGORITHM = "nfp1"
@@ -24,7 +25,7 @@ ALGORITHM = "nfp1"
 _MAGIC = b"NFP1"
 _HEADER = struct.Struct("<4sQ32sQ32sB")
 _STREAM = struct.Struct("<BQQ")
-_COPY, _LITERAL, _XOR, _DIFFERENCE = range(4)
+_COPY, _LITERAL, _DIFFERENCE, _SORTED = range(4)
 _STORED, _XZ = range(2)
 _WIDTHS = (1, 2, 4)
 _MAX_GROUPS = 8
@@ -34,7 +35,7 @@ _MAX_VARINT_BYTES = 9
 # What liblzma needs for the largest dictionary allowed, 512 KiB, and a little room.
 _MAX_XZ_BYTES = (1 << 19) + (1 << 17)
 _READ_BYTES = 1 << 14
-_STEP_BYTES = 1 << 16
+_STEP_NUMBERS = 1 << 16
 _HASH_BYTES = 1 << 18
 
 
@@ -121,7 +122,7 @@ class _Patch:
         while self._instructions.remaining:
             code = self._instructions.read(1)[0]
             mode, group = code & 3, code >> 2
-            width = 1 if mode == _COPY else self._width_of(group)
+            width = 1 if mode == _COPY else self._width_of(mode, group)
             length = self._read_number() * width
             if not 0 < length <= self._new_bytes - written:
                 _damaged("an instruction writes nothing, or past the end")
@@ -134,17 +135,20 @@ class _Patch:
                 position += length
             done = 0
             while done < length:
-                block = self._make(mode, group, min(_STEP_BYTES, length - done))
+                block = self._make(mode, group, min(_STEP_NUMBERS * width, length - done))
                 digest.update(block)
                 out.write(block)
                 done += len(block)
             written += length
         self._finish(written, digest.hexdigest())
 
-    def _width_of(self, group: int) -> int:
+    def _width_of(self, mode: int, group: int) -> int:
         if group >= len(self._groups):
             _damaged("an instruction names a group that is not there")
-        return len(self._groups[group])
+        width = len(self._groups[group])
+        if mode == _SORTED and width == 1:
+            _damaged("an instruction sorts numbers that have no exponent")
+        return width
 
     def _read_number(self) -> int:
         """Read a number of up to 63 bits, seven to a byte, the lowest first."""
@@ -160,15 +164,16 @@ class _Patch:
         """Return the next ``size`` bytes of the new file, a multiple of the group's width."""
         if mode == _COPY:
             return _read_exactly(self._old, size)
-        planes = self._groups[group]
-        width = len(planes)
-        numbers = bytearray(size)
-        for index, plane in enumerate(planes):
-            numbers[index::width] = plane.read(size // width)
+        streams = self._groups[group]
+        width = len(streams)
+        planes = [stream.read(size // width) for stream in streams]
         if mode == _LITERAL:
-            return bytes(numbers)
-        combine = _xor if mode == _XOR else _add
-        return combine(bytes(numbers), _read_exactly(self._old, size), width)
+            return _join(planes)
+        base = _read_exactly(self._old, size)
+        if mode == _SORTED:
+            exponents = _exponents(base, width)
+            planes = [_unsort(plane, exponents) for plane in planes]
+        return _add(_join(planes), base, width)
 
     def _finish(self, written: int, sha256: str) -> None:
         self._instructions.finish()
@@ -251,14 +256,36 @@ def _read_exactly(file: BinaryIO, size: int) -> bytes:
     return block
 
 
+def _join(planes: list[bytes]) -> bytes:
+    """Return numbers of which ``planes`` hold the lowest bytes, the next ones, and so on."""
+    numbers = bytearray(len(planes) * len(planes[0]))
+    for index, plane in enumerate(planes):
+        numbers[index :: len(planes)] = plane
+    return bytes(numbers)
+
+
+_TOP_FIVE_BITS = bytes(byte >> 3 for byte in range(256))
+
+
+def _exponents(base: bytes, width: int) -> bytes:
+    """Return one byte for each number: its exponent in IEEE 754 half or single precision."""
+    without_sign = (int.from_bytes(base, "little") << 1).to_bytes(len(base) + 1, "little")
+    highest = without_sign[width - 1 : len(base) : width]
+    return highest if width == 4 else highest.translate(_TOP_FIVE_BITS)  # noqa: PLR2004 - bytes
+
+
+def _unsort(plane: bytes, exponents: bytes) -> bytes:
+    """Put bytes that stand in order of their number's exponent back to their places."""
+    queues: list[Iterator[int]] = [iter(b"")] * 256
+    start = 0
+    for exponent in sorted(set(exponents)):
+        count = exponents.count(exponent)
+        queues[exponent] = iter(plane[start : start + count])
+        start += count
+    return bytes(map(next, map(queues.__getitem__, exponents)))
+
+
 # Many numbers at once, as one large integer: Python has no faster way of its own.
-
-
-def _xor(changes: bytes, base: bytes, width: int) -> bytes:
-    del width
-    size = len(base)
-    mixed = int.from_bytes(changes, "little") ^ int.from_bytes(base, "little")
-    return mixed.to_bytes(size, "little")
 
 
 def _add(changes: bytes, base: bytes, width: int) -> bytes:
