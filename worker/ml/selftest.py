@@ -32,8 +32,8 @@ _PICTURES: Final = 4
 _PER_LABEL: Final = 6
 _SHORTLIST: Final = 24
 _MAX_BYTES: Final = 6000
-# Of the spread of the answers. Kernels of other processors differ by less; faults by far more.
-_LEAST_TOLERANCE: Final = 0.02
+# Of the spread of the answers: arithmetic in float16 stays below, faults go far above.
+_LEAST_TOLERANCE: Final = 0.05
 _KERNEL_ALLOWANCE: Final = 4
 # Answers within the tolerance cannot exchange first and second at twice the tolerance.
 _LEAST_MARGIN: Final = 3
