@@ -380,8 +380,12 @@ class MetadataStore:
         scratch = tempfile.mkdtemp(prefix="nightferry-")
         weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         folder = Path(scratch) / "metadata"
-        if self._folder.is_dir():
-            shutil.copytree(self._folder, folder)
+        for path in self._folder.rglob("*.json"):
+            copy = folder / path.relative_to(self._folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            content = _read(path)
+            if content is not None:
+                copy.write_bytes(content)  # not its mode, which forbids writing
         self._folder = folder
 
     @contextmanager
