@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from server.domain.cohorts import (
     CONTROL_START,
     MAX_COVERAGE_BP,
+    check_unit,
     cohort,
     holdout_seed,
     in_range,
@@ -24,7 +25,6 @@ from server.domain.versions import parse_version
 
 Arm = Literal["treatment", "control"]
 StepOutcome = Literal["passed", "decided"]
-ARMS: tuple[Arm, ...] = ("treatment", "control")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Installation:
     labels: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One rule that was tried, whether it decided, and why."""
 
@@ -100,7 +100,7 @@ class Step:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """The answer. Only with an ``arm`` is the installation enrolled, and only then analysed."""
 
@@ -116,8 +116,7 @@ class Assignment:
         return f"{self.rollout}:{self.arm}" if self.arm else ""
 
 
-@dataclass(frozen=True)
-class _Ruling:
+class _Ruling(NamedTuple):
     reason: str
     is_final: bool = False
     release: str | None = None
@@ -134,7 +133,7 @@ def assign(channel: ChannelState, installation: Installation) -> Assignment:
         InvalidInput: ``missing_unit`` or ``invalid_unit``; no id is ever made up.
 
     """
-    cohort(holdout_seed(channel.model), installation.unit)  # refuses a bad id whatever decides
+    check_unit(installation.unit)
     steps: list[Step] = []
     for name, rule in _RULES:
         ruling = rule(channel, installation)
@@ -219,13 +218,12 @@ def _targeting(channel: ChannelState, installation: Installation) -> _Ruling:
 def _split(channel: ChannelState, installation: Installation) -> _Ruling:
     rollout = _rollout(channel)
     place, arm = _split_of(rollout, installation)
-    treatment, control = _ranges(rollout)
+    treatment = f"[0, {rollout.coverage_bp})"
+    control = f"[{CONTROL_START}, {CONTROL_START + rollout.coverage_bp})"
     if arm is None:
-        return _incumbent(
-            channel, f"split cohort {place} is outside {_show(treatment)} and {_show(control)}"
-        )
+        return _incumbent(channel, f"split cohort {place} is outside {treatment} and {control}")
     where = treatment if arm == "treatment" else control
-    return _arm(channel, arm, f"split cohort {place} is in {_show(where)}, the {arm} arm")
+    return _arm(channel, arm, f"split cohort {place} is in {where}, the {arm} arm")
 
 
 # Overrides and the holdout hold between rollouts too: whoever stays on the golden version would
@@ -259,21 +257,13 @@ def _arm(channel: ChannelState, arm: Arm, reason: str) -> _Ruling:
     return _Ruling(reason, is_final=True, release=release, arm=arm)
 
 
-def _ranges(rollout: RolloutFacts) -> tuple[tuple[int, int], tuple[int, int]]:
-    coverage = rollout.coverage_bp
-    return (0, coverage), (CONTROL_START, CONTROL_START + coverage)
-
-
 def _split_of(rollout: RolloutFacts, installation: Installation) -> tuple[int, Arm | None]:
     place = cohort(split_seed(rollout.key, rollout.nonce), installation.unit)
-    for arm, (low, high) in zip(ARMS, _ranges(rollout), strict=True):
-        if in_range(place, low, high):
-            return place, arm
+    if in_range(place, 0, rollout.coverage_bp):
+        return place, "treatment"
+    if in_range(place, CONTROL_START, CONTROL_START + rollout.coverage_bp):
+        return place, "control"
     return place, None
-
-
-def _show(interval: tuple[int, int]) -> str:
-    return f"[{interval[0]}, {interval[1]})"
 
 
 def _unmet(needed: Requirements, installation: Installation) -> str:

@@ -32,11 +32,11 @@ def fnv1a32(data: bytes, state: int = _OFFSET) -> int:
     return state
 
 
-def cohort(seed: str, unit: str) -> int:
-    """Return the cohort of ``unit`` for ``seed``, from 0 to 9999.
+def check_unit(unit: str) -> None:
+    """Refuse what is no installation's id; no default ever stands in for one.
 
     Raises:
-        InvalidInput: ``missing_unit``, ``invalid_unit`` or ``invalid_seed``.
+        InvalidInput: ``missing_unit`` or ``invalid_unit``.
 
     """
     if not unit:
@@ -45,6 +45,16 @@ def cohort(seed: str, unit: str) -> int:
     if not _PRINTABLE.match(unit):
         message = "An installation id takes printable ASCII characters without spaces."
         raise InvalidInput(message, code="invalid_unit")
+
+
+def cohort(seed: str, unit: str) -> int:
+    """Return the cohort of ``unit`` for ``seed``, from 0 to 9999.
+
+    Raises:
+        InvalidInput: ``missing_unit``, ``invalid_unit`` or ``invalid_seed``.
+
+    """
+    check_unit(unit)
     once = fnv1a32(unit.encode("ascii"), _seed_state(seed))
     return fnv1a32(str(once).encode("ascii")) % COHORTS
 
