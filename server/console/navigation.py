@@ -28,6 +28,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Channels", "podcasts", "rollouts_channel"),
             ("Releases", "rocket_launch", "rollouts_release"),
+            ("Recalls", "undo", "rollouts_recall"),
+            ("Trust", "verified_user", "trust_metadatafile"),
             ("Events", "monitoring", "telemetry_event"),
             ("Application keys", "key", "delivery_applicationkey"),
         ),

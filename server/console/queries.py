@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Count, Max, Q
 
 from server.delivery.models import ApplicationKey
@@ -16,6 +17,7 @@ from server.rollouts import queries as rollouts
 from server.rollouts.actions import PRODUCTION
 from server.rollouts.models import Release
 from server.training.models import Night, TrainingRun
+from server.trust import queries as trust
 
 # Enough for a look; the list has the rest.
 RECENT_RUNS = 8
@@ -72,7 +74,22 @@ def overview() -> dict[str, Any]:
         "active_runs": [row.active_run for row in rows if row.active_run is not None],
         "recent_runs": TrainingRun.objects.select_related("model", "version")[:RECENT_RUNS],
         "jobs": count_by_state(),
+        "trust_alarms": trust.alarms(),
+        "waiting_signings": rollouts.waiting_signings(),
         "has_keys": ApplicationKey.objects.filter(revoked_at__isnull=True).exists(),
+    }
+
+
+def trust_overview() -> dict[str, Any]:
+    """Return the trust page's facts."""
+    return {
+        "lives": [
+            {**vars(life), "percent": round(life.fraction_left * 100)}
+            for life in trust.role_lives()
+        ],
+        "alarms": trust.alarms(),
+        "waiting": rollouts.waiting_signings(),
+        "is_embedded": settings.TRUST_IS_EMBEDDED,
     }
 
 

@@ -17,7 +17,7 @@ from server.http.pages import Page, Question, ReadOnlyPage, ask, display, percen
 from server.registry import actions, queries
 from server.registry.forms import POLICY_FIELDS, ModelForm, NewModelForm
 from server.registry.models import Label, Model, ModelVersion
-from server.registry.tables import confusion_table, label_rows, variant_rows
+from server.registry.tables import confusion_table, label_rows, patch_rows, variant_rows
 
 if TYPE_CHECKING:
     from django import forms
@@ -219,7 +219,7 @@ class VersionPage(ReadOnlyPage):
     search_fields = ("model__slug", "notes", "architecture")
     list_select_related = ("model",)
     ordering = ("-created_at",)
-    actions_detail = ("release",)
+    actions_detail = ("release", "recall")
     change_form_outer_before_template = "registry/version.html"
     fields = ("notes", "failure", "lineage", "preprocessing")
     readonly_fields = fields
@@ -274,6 +274,11 @@ class VersionPage(ReadOnlyPage):
         """Go to the question."""
         return _to("admin:rollouts_release_add", version=object_id)
 
+    @action(description="Recall", icon="undo", variant=ActionVariant.DANGER)
+    def recall(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Go to the question."""
+        return _to("admin:rollouts_recall_add", version=object_id)
+
 
 def _to(name: str, **query: str) -> HttpResponseRedirect:
     """Go to a page of an app above this one, which is known by its address only."""
@@ -289,6 +294,7 @@ def _describe(version: ModelVersion) -> dict[str, Any]:
         "label_rows": label_rows(version),
         "confusion": confusion_table(version),
         "variant_rows": variant_rows(version),
+        "patch_rows": patch_rows(version),
         "runs": version.runs.select_related("snapshot"),
         "releases": version.releases.select_related("channel"),
     }

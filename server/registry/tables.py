@@ -35,6 +35,18 @@ class VariantRow:
     verdict: str
 
 
+@dataclass(frozen=True)
+class PatchRow:
+    """What a device saves that comes from another version's file."""
+
+    variant: Variant
+    base: Variant
+    size: str
+    saving: str
+    state: str
+    is_offered: bool
+
+
 def label_rows(version: ModelVersion) -> list[dict[str, Any]]:
     """Return each label with how often it was found, and how often it was right when said."""
     per_label = version.metrics.get("per_label") or {}
@@ -106,3 +118,28 @@ def _selftest(variant: Variant) -> str:
         return "–"
     count = len(json.loads(variant.selftest["data"])["inputs"])
     return f"{count} picture{'s' if count > 1 else ''}"
+
+
+def patch_rows(version: ModelVersion) -> list[PatchRow]:
+    """Return the patches that lead to the version's files, with what each saves."""
+    variants = version.variants.prefetch_related("patches_to__from_variant__version__model")
+    return [
+        PatchRow(
+            variant=variant,
+            base=patch.from_variant,
+            size=size(patch.size_bytes) if patch.size_bytes is not None else "–",
+            saving=percent(1 - patch.size_bytes / variant.size_bytes)
+            if patch.size_bytes is not None and variant.size_bytes
+            else "–",
+            state=_patch_state(patch),
+            is_offered=patch.announced_at is not None,
+        )
+        for variant in variants
+        for patch in variant.patches_to.all()
+    ]
+
+
+def _patch_state(patch: Any) -> str:
+    if patch.refusal:
+        return f"not offered: {patch.refusal}"
+    return "offered" if patch.announced_at is not None else "waits to be signed"

@@ -15,8 +15,8 @@ from unfold.enums import ActionVariant
 from server.http.pages import Question, ReadOnlyPage, ask, display, size
 from server.registry.models import ModelVersion
 from server.rollouts import actions, queries
-from server.rollouts.forms import PUBLISHED, ReasonForm, ReleaseForm
-from server.rollouts.models import Channel, Release
+from server.rollouts.forms import PUBLISHED, ReasonForm, RecallForm, ReleaseForm
+from server.rollouts.models import Channel, Recall, Release
 from server.telemetry.queries import device_count
 
 if TYPE_CHECKING:
@@ -51,8 +51,12 @@ class ChannelPage(ReadOnlyPage):
             context = {
                 "channel": channel,
                 "current": current,
+                "standing": queries.standing(channel),
+                "signing_failure": queries.signing_failure(channel.model),
                 "devices": device_count(channel.model, current.label) if current else 0,
-                "releases": channel.releases.select_related("version", "created_by")[:100],
+                "releases": channel.releases.select_related("channel", "version", "created_by")[
+                    :100
+                ],
             }
         response: HttpResponse = super().change_view(
             request, object_id, form_url, {**(extra_context or {}), **context}
@@ -160,13 +164,15 @@ class ChannelPage(ReadOnlyPage):
 class ReleasePage(ReadOnlyPage):
     """The releases, of which each stays what it was."""
 
-    list_display = ("release", "version_shown", "kind", "state", "reason", "created_at")
+    list_display = (
+        "release", "version_shown", "kind", "state_shown", "reason", "created_at", "announced_at"
+    )  # fmt: skip
     list_filter = ("kind", "channel__model", "channel__name")
-    list_select_related = ("channel__model", "version__model")
+    list_select_related = ("channel__model__signing", "version__model")
     date_hierarchy = "created_at"
     fields = (
-        "channel", "version", "kind", "reason", "notes", "is_mandatory", "created_at", "created_by",
-        "killed_at", "killed_reason",
+        "channel", "version", "counter", "kind", "reason", "notes", "is_mandatory", "created_at",
+        "created_by", "announced_at", "killed_at", "killed_reason",
     )  # fmt: skip
     readonly_fields = fields
 
@@ -197,10 +203,63 @@ class ReleasePage(ReadOnlyPage):
         """Name the version."""
         return release.version.number
 
-    @display(description="state", label={"killed": "danger", "in order": "success"})
-    def state(self, release: Release) -> str:
-        """Say whether it was killed."""
-        return "killed" if release.killed_at else "in order"
+    @display(
+        description="state",
+        label={
+            "killed": "danger",
+            "announced": "success",
+            "signing": "info",
+            "not signed": "danger",
+        },
+    )
+    def state_shown(self, release: Release) -> str:
+        """Say where it stands, and since it may be asked, whether signing it failed."""
+        if release.state == Release.State.SIGNING and release.channel.model.signing.failure:
+            return "not signed"
+        return release.state
+
+
+@admin.register(Recall)
+class RecallPage(ReadOnlyPage):
+    """Versions that no device may run any more."""
+
+    list_display = ("version", "reason", "created_at", "created_by")
+    list_select_related = ("version__model", "created_by")
+    ordering = ("-created_at",)
+    fields = ("version", "reason", "created_at", "created_by")
+    readonly_fields = fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # type: ignore[override]
+        """Adding one is recalling a version."""
+        return bool(request.user.has_perm("rollouts.add_recall"))
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Ask, then recall."""
+        if not self.has_add_permission(request):
+            raise Http404
+        wanted = request.GET.get("version", "")
+        version = PUBLISHED.filter(pk=wanted).first() if wanted.isdecimal() else None
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            recall = actions.recall_version(**values, actor=request.user)
+            return f"Version {recall.version} is recalled from every channel.", here
+
+        here = reverse("admin:rollouts_recall_changelist")
+        question = Question(
+            title=f"Recall {version.model.slug} {version.number}?"
+            if version
+            else "Recall a version",
+            submit="Recall it for good",
+            back=here,
+            is_danger=True,
+            form=RecallForm,
+            initial={"version": version},
+            act=act,
+            effects=_recall_effects(version),
+        )
+        return ask(self, request, question)
 
 
 def _ask_release(
@@ -208,9 +267,8 @@ def _ask_release(
 ) -> HttpResponse:
     def act(values: dict[str, Any]) -> tuple[str, str]:
         release = actions.release_version(**values, actor=request.user)
-        return f"Version {release.version.number} is released as {release}.", _address(
-            release.channel
-        )
+        done = f"Version {release.version.number} is released as {release}; it is being signed."
+        return done, _address(release.channel)
 
     name = channel.name if channel else actions.PRODUCTION
     question = Question(
@@ -299,3 +357,31 @@ def _kill_effects(channel: Channel, current: Release | None) -> list[str]:
         after,
         f"Version {current.version.number} can never be released on {channel.name} again.",
     ]
+
+
+def _recall_effects(version: ModelVersion | None) -> list[str]:
+    if version is None:
+        return ["Devices delete the version's files and never run them again."]
+    effects = [
+        (
+            f"Every file of version {version.number} is revoked on every channel. Devices that hold"
+            f" one delete it {_soon()}, and none is served any more."
+        )
+    ]
+    withdrawn = queries.releases_with_files_of(version)
+    for channel, release in queries.serving([version.model]):
+        if release is None or not withdrawn.filter(pk=release.pk).exists():
+            continue
+        earlier = queries.earlier_release(channel, release)
+        effects.append(
+            f"{channel.name} serves it now, and goes back to version {earlier.version.number}."
+            if earlier
+            else f"{channel.name} serves it now, and nothing else was released there: devices go"
+            " back to the model embedded in their app."
+        )
+        devices = device_count(channel.model, release.label)
+        effects.append(f"{devices} devices have reported about {channel.name} {release.label}.")
+    twins = withdrawn.exclude(version=version).values_list("version__number", flat=True).distinct()
+    effects += [f"Version {number} holds one of its very files and goes too." for number in twins]
+    effects.append(f"Version {version.number} can never be released again.")
+    return effects

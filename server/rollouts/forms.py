@@ -69,6 +69,17 @@ class ReleaseForm(forms.Form):
     )
 
 
+class RecallForm(forms.Form):
+    """What is recalled, and why."""
+
+    version = _VersionField(
+        queryset=PUBLISHED.filter(recall__isnull=True),
+        widget=UnfoldAdminSelectWidget(),
+        empty_label="Choose a version",
+    )
+    reason = _reason()
+
+
 class ReasonForm(forms.Form):
     """Why."""
 

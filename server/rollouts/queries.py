@@ -66,6 +66,11 @@ def stand(releases: Sequence[Release]) -> Standing:
     return Standing(newest=newest, offered=announced if is_living else None)
 
 
+def standing(channel: Channel) -> Standing:
+    """Return what the channel's releases come to."""
+    return _standings(channel.releases.all()).get(channel.pk, Standing())
+
+
 def current_release(channel: Channel) -> Release | None:
     """Return what the channel shall serve: its newest release, or nothing where it was killed."""
     newest = channel.releases.select_related("version").order_by("-label_number").first()
@@ -214,6 +219,11 @@ def late_signings(now: dt.datetime) -> list[Model]:
         row.model
         for row in Signing.objects.filter(late | Q(settle_at__lte=now)).select_related("model")
     ]
+
+
+def waiting_signings() -> list[Signing]:
+    """Return what is not signed yet, each with its model."""
+    return list(Signing.objects.filter(wanted__gt=F("signed")).select_related("model"))
 
 
 def is_signed(model: Model) -> bool:

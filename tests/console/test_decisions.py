@@ -12,9 +12,12 @@ from django.urls import reverse
 from server.delivery.models import ApplicationKey
 from server.http.models import AuditEntry
 from server.registry.models import Model, ModelVersion
+from server.rollouts import actions as rollouts
 from server.rollouts import queries
+from server.rollouts.models import Recall
 from server.training.models import TrainingRun
 from tests.registry.networks import keras_file
+from tests.support.factories import publish
 
 ADMIN = reverse("admin:index")
 
@@ -95,6 +98,38 @@ def test_release_roll_back_and_kill_say_what_devices_will_do_and_do_it(
     admin_client.post(page, {"reason": "leaks"})
     assert queries.current_release(channel).version.number == 1
     assert channel.releases.filter(killed_reason="leaks", version=newest).count() == 2
+
+
+def test_a_recall_says_what_it_takes_along_and_signing_shows_where_it_stands(
+    admin_client: Any, model: Model
+) -> None:
+    channel = model.channels.get()
+    newest = model.versions.get(number=2)
+    page = reverse("admin:rollouts_recall_add", query={"version": newest.pk})
+    asked = admin_client.get(page).content.decode()
+    assert "Every file of version 2 is revoked on every channel" in asked
+    assert "production serves it now, and goes back to version 1." in asked
+    assert not Recall.objects.exists()
+    body = {"version": newest.pk, "reason": "cats taken for glass"}
+    assert admin_client.post(page, body).status_code == 302
+    assert Recall.objects.get().version == newest
+
+    shown = admin_client.get(reverse("admin:rollouts_channel_change", args=[channel.pk]))
+    assert "It is being signed." in shown.content.decode()
+    home = admin_client.get(ADMIN).content.decode()
+    assert "waits to be signed" in home
+    rollouts.note_signing_failure(model=model, reason="The key of snapshot is not here.")
+    trust = admin_client.get(reverse("admin:trust_metadatafile_changelist")).content.decode()
+    assert "The key of snapshot is not here." in trust
+    assert "Move <span" in trust
+    assert "timestamp" in trust
+    releases = admin_client.get(reverse("admin:rollouts_release_changelist")).content.decode()
+    assert "not signed" in releases
+    publish(model)
+    home = admin_client.get(ADMIN).content.decode()
+    assert "waits to be signed" not in home
+    releases = admin_client.get(reverse("admin:rollouts_release_changelist")).content.decode()
+    assert "not signed" not in releases
 
 
 def test_a_key_is_shown_once_and_never_again(admin_client: Any, model: Model) -> None:

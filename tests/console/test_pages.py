@@ -42,10 +42,12 @@ def _pages() -> list[str]:
         reverse(f"admin:{name}")
         for name in (
             "registry_model_add", "training_trainingrun_add", "training_trainingrun_upload",
-            "rollouts_release_add", "delivery_applicationkey_add", "auth_user_add",
+            "rollouts_release_add", "rollouts_recall_add", "delivery_applicationkey_add",
+            "auth_user_add",
         )
     ]  # fmt: skip
     version = ModelVersion.objects.filter(state="published").first()
+    pages.append(reverse("admin:rollouts_recall_add", query={"version": version.pk}))
     pages.append(reverse("admin:rollouts_release_add", query={"version": version.pk}))
     run = version.model.runs.first()
     return [*pages, reverse("admin:training_trainingrun_live", args=[run.pk])]
@@ -56,7 +58,8 @@ def test_everything_is_in_the_admin() -> None:
 
     # Kept out on purpose: what has no meaning without the row it belongs to.
     parts = {"Label", "Variant", "RunLine", "SplitAssignment", "DecisionEpoch", "Consent",
-             "PhotoEmbedding", "ForgottenBlob"}  # fmt: skip
+             "PhotoEmbedding", "ForgottenBlob", "Patch", "Signing", "Draft",
+             "Repository"}  # fmt: skip
     missing = {
         model.__name__
         for model in apps.get_models()
@@ -95,6 +98,7 @@ def test_staff_without_rights_may_look_at_nothing_and_do_nothing(
         reverse("admin:training_trainingrun_add"),
         reverse("admin:training_trainingrun_upload"),
         reverse("admin:rollouts_release_add"),
+        reverse("admin:rollouts_recall_add"),
         reverse("admin:delivery_applicationkey_add"),
     ):
         assert client.get(page).status_code in (403, 404), page
@@ -115,6 +119,8 @@ LISTS = [
     "training_snapshotentry_changelist",
     "rollouts_channel_changelist",
     "rollouts_release_changelist",
+    "rollouts_recall_changelist",
+    "trust_metadatafile_changelist",
     "delivery_applicationkey_changelist",
     "http_auditentry_changelist",
     "jobs_job_changelist",
