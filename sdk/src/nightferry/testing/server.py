@@ -12,8 +12,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self, cast
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 from nightferry.testing.signing import FakeRepository, SignedFile
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 Document = dict[str, object]
+S = TypeVar("S", bound=HTTPServer)
 
 DEFAULT_PREPROCESSING: Document = {
     "color_space": "RGB",
@@ -137,7 +138,8 @@ class FakeServer:
         self._faults: deque[Fault] = deque()
         self._seen_events: set[str] = set()
         self.lock = threading.RLock()
-        self._http = _bind(self)
+        self._http = bind(_Server, _Handler)
+        self._http.owner = self
         self._thread = threading.Thread(
             target=self._http.serve_forever, args=(0.02,), name="nightferry-fake", daemon=True
         )
@@ -540,14 +542,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes(_PIECE_BYTES))
 
 
-def _bind(owner: FakeServer) -> _Server:
+def bind(server: type[S], handler: type[BaseHTTPRequestHandler]) -> S:
     """Take a free loopback port below the ephemeral range, so as to meet no outgoing connection."""
     for _ in range(200):
         port = random.randrange(*_PORTS)  # noqa: S311 - no secret
         with contextlib.suppress(OSError):
-            server = _Server(("127.0.0.1", port), _Handler)
-            server.owner = owner
-            return server
+            return server(("127.0.0.1", port), handler)
     raise OSError(f"no free port between {_PORTS[0]} and {_PORTS[1]}")
 
 
