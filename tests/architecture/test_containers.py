@@ -36,6 +36,8 @@ OTHER_DEFAULTS = {"LOG_FORMAT", "NIGHTFERRY_WEIGHTS", "TRUSTED_PROXIES"}
 FIXED = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ARTIFACT_DELIVERY", "BLOB_STORE_URL",
     "BROKER_URL", "DATABASE_URL", "DEBUG", "HOST", "NIGHTFERRY_DATA", "SECRET_KEY", "STATIC_ROOT",
+    "TRUST_KEYS", "TRUST_MODELS_KEY", "TRUST_SNAPSHOT_KEY", "TRUST_TARGETS_KEY",
+    "TRUST_TIMESTAMP_KEY",
 }  # fmt: skip
 # Another value for an empty variable, or for one that is not.
 _REFERENCE = re.compile(
@@ -170,6 +172,21 @@ def test_the_image_serves_with_the_versions_that_are_tested() -> None:
     entries = "\n".join(line for line in lines if not line.startswith("#"))
     for entry in re.split(r"\n(?=\S)", entries):
         assert entry in tested
+
+
+def test_one_service_has_the_signing_keys_and_signs_one_thing_at_a_time() -> None:
+    (signer,) = [
+        service
+        for service in application_services().values()
+        if "--queues=signing" in str(service.get("command"))
+    ]
+    assert "--concurrency=1" in signer["command"]
+    own = {mount.partition(":")[0] for mount in signer["volumes"]}
+    for service in application_services().values():
+        if service != signer:
+            mounts = {mount.partition(":")[0] for mount in service.get("volumes", [])}
+            assert not mounts & own
+            assert not [name for name in service["environment"] if name.startswith("TRUST_")]
 
 
 def test_every_queue_has_a_worker() -> None:
