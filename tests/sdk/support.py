@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nightferry import ModelClient, Timing
+from nightferry.testing import FakeServer
 
 NAME = "recyclables"
 LABELS = ["can", "cup", "jar"]
@@ -19,6 +20,13 @@ def quick_timing(**changes: object) -> Timing:
     """Return the usual limits with pauses of milliseconds."""
     pauses = {"retry_base_s": 0.001, "retry_cap_s": 0.01, "request_timeout_s": 5.0}
     return Timing(**{**pauses, **changes})
+
+
+def root_file(server: FakeServer, folder: Path) -> Path:
+    """Return a file with the root that the server's clients trust, for processes of their own."""
+    path = folder / "root.json"
+    path.write_bytes(server.root)
+    return path
 
 
 def read(client: ModelClient, name: str = NAME) -> bytes:
