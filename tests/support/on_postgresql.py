@@ -18,7 +18,7 @@ from tests.support.services import postgresql
 DEFAULT = (
     "-m", "not ml and not browser and not services",
     "tests/http", "tests/registry", "tests/photos", "tests/telemetry", "tests/training",
-    "tests/rollouts", "tests/delivery", "tests/console", "tests/jobs",
+    "tests/rollouts", "tests/delivery", "tests/console", "tests/jobs", "tests/trust",
     "-n", "2", "--dist", "loadfile",
 )  # fmt: skip
 

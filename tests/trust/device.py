@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterable
 from pathlib import Path
 
 from tuf.ngclient import Updater
@@ -20,11 +22,13 @@ class Device:
         self._root = root or queries.trusted_root()
         self._updater: Updater | None = None
 
-    def refresh(self) -> None:
-        """Bring everything up to date, or raise as a device would."""
+    def refresh(self, at: dt.datetime | None = None) -> None:
+        """Bring everything up to date, or raise as a device would whose clock says ``at``."""
         self._updater = Updater(
             str(self.folder), "stored://metadata/", fetcher=StoredFiles(), bootstrap=self._root
         )
+        if at is not None:
+            self._updater._trusted_set.reference_time = at
         self._updater.refresh()
 
     def sees(self, target: SignedTarget) -> bool:
@@ -37,3 +41,18 @@ class Device:
             and found.length == target.size_bytes
             and found.custom == dict(target.custom)
         )
+
+    def lists(self, path: str) -> bool:
+        """Whether anything is listed there."""
+        assert self._updater is not None
+        return self._updater.get_targetinfo(path) is not None
+
+
+def look(
+    devices: Iterable[Device], targets: Iterable[SignedTarget], at: dt.datetime | None = None
+) -> None:
+    """See that every device accepts what is shown, and finds the targets."""
+    wanted = list(targets)
+    for device in devices:
+        device.refresh(at)
+        assert all(device.sees(target) for target in wanted)
