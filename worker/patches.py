@@ -43,6 +43,7 @@ _SHIFT_CHANGE_COST: Final = 200
 _STYLE_TILE: Final = 8192
 _STYLE_CHANGE_BITS: Final = 400.0
 _LEAST_COPY: Final = 128
+_MOST_COPIES: Final = 1 << 15
 _STORED_BITS: Final = 7.97
 _CHUNK: Final = 1 << 20
 _NICE_LENGTH: Final = 273
@@ -80,8 +81,7 @@ def create_patch(old: bytes, new: bytes) -> bytes:
     memory of the larger file. Raises :class:`PatchNotReproducing`.
     """
     before, after = (np.frombuffer(data, dtype=np.uint8) for data in (old, new))
-    pieces = _plan(before, after, _align(before, after))
-    patch = _write(old, new, pieces)
+    patch = _write(old, new, _plan(before, after, _align(before, after)))
     if _decode(old, patch) != new:
         raise PatchNotReproducing("the patch does not lead to the new file")
     return patch
@@ -376,22 +376,22 @@ def _cut(
 def _without_equal(base: Bytes, after: Bytes, piece: _Piece) -> Iterator[_Piece]:
     """Yield the piece with its longer equal runs copied."""
     start, width = piece.start, piece.width
+    least = max(_LEAST_COPY, len(after) // _MOST_COPIES)
     table = (base[start : piece.stop] != after[start : piece.stop]).reshape(-1, width)
-    changed = np.flatnonzero(table.any(axis=1))
-    breaks = np.flatnonzero(np.diff(changed) * width > _LEAST_COPY)
+    changed = np.flatnonzero(table.any(axis=1)) * width
+    ends = changed + width
+    # Equal runs, from the end of one changed number to the next one.
+    lows = np.concatenate([[0], ends])
+    highs = np.concatenate([changed, [piece.stop - start]])
+    long = highs - lows > least
     done = 0
-    if len(changed):
-        firsts = changed[[0, *(breaks + 1).tolist()]].tolist()
-        lasts = changed[[*breaks.tolist(), -1]].tolist()
-        for first, last in zip(firsts, lasts, strict=True):
-            if first > done and (first - done) * width <= _LEAST_COPY:
-                first = done  # noqa: PLW2901 - too little for an instruction of its own
-            if first > done:
-                yield _part(piece, COPY, 1, done * width, first * width)
-            yield _part(piece, piece.mode, width, first * width, (last + 1) * width)
-            done = last + 1
-    if done * width < piece.stop - start:
-        yield _part(piece, COPY, 1, done * width, piece.stop - start)
+    for low, high in zip(lows[long].tolist(), highs[long].tolist(), strict=True):
+        if done < low:
+            yield _part(piece, piece.mode, width, done, low)
+        yield _part(piece, COPY, 1, low, high)
+        done = high
+    if done < piece.stop - start:
+        yield _part(piece, piece.mode, width, done, piece.stop - start)
 
 
 def _part(piece: _Piece, mode: int, width: int, low: int, high: int) -> _Piece:
@@ -424,7 +424,10 @@ def _write(old: bytes, new: bytes, pieces: Sequence[_Piece]) -> bytes:
             tried[SORTED] = _pack_group(before, after, own, SORTED)
         sorting[width] = min(tried, key=lambda mode: sum(len(one.body) for one in tried[mode]))
         packed[width] = tried[sorting[width]]
-    instructions = _compress(_write_instructions(pieces, sorting))
+    code = _write_instructions(pieces, sorting)
+    if len(code) > MAX_INSTRUCTION_BYTES:  # more than a device would follow
+        return _write(old, new, [_Piece(LITERAL, 1, 0, len(new), 0)])
+    instructions = _compress(code)
     streams = [instructions, *(one for width in widths for one in packed[width])]
     digests = (hashlib.sha256(data).digest() for data in (old, new))
     header = HEADER.pack(MAGIC, len(old), next(digests), len(new), next(digests), len(widths))

@@ -122,7 +122,7 @@ class _Patch:
         while self._instructions.remaining:
             code = self._instructions.read(1)[0]
             mode, group = code & 3, code >> 2
-            width = 1 if mode == _COPY else self._width_of(mode, group)
+            width = self._width_of(mode, group)
             length = self._read_number() * width
             if not 0 < length <= self._new_bytes - written:
                 _damaged("an instruction writes nothing, or past the end")
@@ -143,7 +143,9 @@ class _Patch:
         self._finish(written, digest.hexdigest())
 
     def _width_of(self, mode: int, group: int) -> int:
-        if group >= len(self._groups):
+        if mode == _COPY and not group:
+            return 1
+        if mode == _COPY or group >= len(self._groups):
             _damaged("an instruction names a group that is not there")
         width = len(self._groups[group])
         if mode == _SORTED and width == 1:
@@ -211,6 +213,8 @@ class _Stream:
         self._buffer, self._used = b"", 0
         while missing:
             block = self._next(max(missing, _READ_BYTES))
+            if not block:
+                _damaged("a stream unpacks to less than it says")
             parts.append(block[:missing])
             if len(block) > missing:
                 self._buffer, self._used = block, missing
