@@ -79,6 +79,20 @@ def unreachable_stages(policy: RolloutPolicy, *, fleet: int) -> tuple[int, ...]:
     )
 
 
+def reachable_stages(policy: RolloutPolicy, *, fleet: int) -> tuple[int, ...]:
+    """Return the policy's stages in basis points without those a fleet is too small to complete.
+
+    Planned before a start: a stage that is left out adds its installations to the next one. The
+    last stage always stays.
+    """
+    kept: list[int] = []
+    for bp in policy.stages_bp:
+        added = bp - (kept[-1] if kept else 0)
+        if fleet * added >= policy.min_installations * 10_000 or bp == policy.stages_bp[-1]:
+            kept.append(bp)
+    return tuple(kept)
+
+
 def _crossings(policy: RolloutPolicy, new: int, share: float, days: int) -> tuple[float, ...]:
     """Return the chance of having crossed the boundary by each day.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from server.domain.rollout_forecast import forecast, unreachable_stages
+from server.domain.rollout_forecast import forecast, reachable_stages, unreachable_stages
 from server.domain.rollout_policy import RolloutPolicy
 from server.domain.sample_ratio import chi_square_p, judge_sample_ratio
 from server.domain.sequences import ArmFeedback, boundary, compare, tuned_rho
@@ -157,6 +158,15 @@ def test_stages_that_a_fleet_cannot_fill_are_named():
     assert unreachable_stages(POLICY, fleet=1000) == (0,)
     assert unreachable_stages(POLICY, fleet=100) == (0, 1, 2, 3)
     assert unreachable_stages(POLICY, fleet=2000) == ()
+    assert reachable_stages(POLICY, fleet=1000) == (500, 1000, 2500, 5000)
+    assert reachable_stages(POLICY, fleet=100) == (2500, 5000)
+    assert reachable_stages(POLICY, fleet=2000) == POLICY.stages_bp
+
+
+@given(st.integers(0, 5000))
+def test_planned_stages_can_all_be_completed_but_for_the_last(fleet):
+    planned = replace(POLICY, stages_bp=reachable_stages(POLICY, fleet=fleet))
+    assert set(unreachable_stages(planned, fleet=fleet)) <= {len(planned.stages_bp) - 1}
 
 
 @pytest.mark.parametrize("values", [{"success_share": 1.0}, {"success_share": 0.5, "days": 0}])
