@@ -96,6 +96,60 @@ def test_nothing_works_without_a_root(repository, tmp_path, capsys):
     assert "root" in capsys.readouterr().err
 
 
+def test_a_root_with_a_wrong_signature(repository, tmp_path):
+    path = "/metadata/1.root.json"
+    spoilt = json.loads(repository.files[path])
+    spoilt["signatures"][0]["sig"] = "00" * 64
+    repository.files[path] = json.dumps(spoilt).encode()
+    stranger = Client(repository, tmp_path)
+    assert stranger.init() == 1
+    assert stranger.refresh() == 1
+    assert repository.requests == []
+
+
+def test_a_refresh_asks_for_no_more_than_it_must_and_keeps_the_very_bytes(client, repository):
+    assert client.refresh() == 0
+    names = ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"]
+    assert repository.asked("/") == [f"/metadata/{name}" for name in names]
+    for name in ("timestamp", "snapshot", "targets"):
+        served = "timestamp" if name == "timestamp" else f"1.{name}"
+        kept = (client.metadata / f"{name}.json").read_bytes()
+        assert kept == repository.files[f"/metadata/{served}.json"]
+
+
+def test_a_timestamp_that_changes_under_its_number_is_not_taken(client, repository):
+    assert client.refresh() == 0
+    kept = (client.metadata / "timestamp.json").read_bytes()
+    repository.timestamp.snapshot_meta.version = 100
+    repository.files["/metadata/timestamp.json"] = repository.sign(
+        "timestamp", repository.timestamp
+    )
+    assert client.refresh() == 0
+    assert (client.metadata / "timestamp.json").read_bytes() == kept
+
+
+def test_unknown_members_are_signed_and_kept(client, repository):
+    repository.root.unrecognized_fields["x-own"] = {"deep": [1, "ä"]}
+    repository.root.roles["root"].unrecognized_fields["x-own"] = 1
+    repository.next_root()
+    assert client.refresh() == 0
+    assert client.trusted()["root"] == 2
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_kinds_of_keys(client, repository, kind):
+    generate = getattr(CryptoSigner, f"generate_{kind}")
+    for role in TOP[1:]:
+        repository.replace_key(role)
+        repository.root.revoke_key(repository.keys[role][0].public_key.keyid, role)
+        repository.keys[role] = [generate()]
+        repository.root.add_key(repository.keys[role][0].public_key, role)
+    repository.next_root()
+    repository.bump()
+    assert client.refresh() == 0
+    assert client.trusted()["targets"] == 2
+
+
 def test_the_status_is_0_or_1(client):
     for arguments in (["unknown"], ["--metadata-dir", "x", "--metadata-url", "file:///x", "init"]):
         with pytest.raises(SystemExit) as ended:
