@@ -6,13 +6,20 @@ where one differs, :data:`DIFFERENCES` names the header or the row, and why that
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from server.blobs import BlobStore, from_url
+from tests.support import services
+from tests.support.data import REPOSITORY
+
+WAYS = ("stream-waitress", "stream-gunicorn", "accel-folder", "accel-s3", "redirect-s3")
 CONTENT = random.Random(7).randbytes(100_003)
 SIZE = len(CONTENT)
 
@@ -256,3 +263,61 @@ def _cache_control(subject: Subject, answer: Answer) -> str:
         assert (subject.way, "Cache-Control") in DIFFERENCES
         return "public, max-age=31536000, immutable"
     return subject.cache_control
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the blobs of one way of sending lie; ``env`` tells a web server of it."""
+
+    way: str
+    blob_store_url: str
+    env: Mapping[str, str]
+    s3: services.S3 | None = None
+
+    def open_store(self) -> BlobStore:
+        """Return the store."""
+        if self.s3 is None:
+            return from_url(self.blob_store_url)
+        keys = {"access_key": self.s3.access_key, "secret_key": self.s3.secret_key}
+        return from_url(self.blob_store_url, **keys)
+
+
+def place_for(way: str, folder: Path, s3: services.S3 | None) -> Place:
+    """Return a new bucket of ``s3`` where there is one, else the folder."""
+    url = str(folder) if s3 is None else s3.url(s3.create_bucket())
+    env = {"BLOB_STORE_URL": url, "ARTIFACT_DELIVERY": way.partition("-")[0]}
+    return Place(way, url, env | ({} if s3 is None else s3.environment), s3)
+
+
+@contextlib.contextmanager
+def serving(
+    place: Place, application: str, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Run the application as it is run with this way of sending; yield its address, and Django's.
+
+    nginx stands before gunicorn, as in production; waitress is what ``quickstart`` runs.
+    """
+    delivery, _, by = place.way.partition("-")
+    start = services.gunicorn if by == "gunicorn" or delivery == "accel" else services.waitress
+    with contextlib.ExitStack() as stack:
+        web = stack.enter_context(start(application, env={**place.env, **(env or {})})).url
+        if delivery == "accel":
+            yield stack.enter_context(services.nginx(_nginx_site(web, place))).url, web
+        else:
+            yield web, web
+
+
+def _nginx_site(web: str, place: Place) -> str:
+    return f"""
+    server {{
+        listen 127.0.0.1:{{port}};
+        set $blobs_folder "{place.blob_store_url if place.s3 is None else ""}";
+        set $blobs_s3 {"http://127.0.0.1" if place.s3 is None else place.s3.endpoint};
+        include {REPOSITORY / "deploy" / "nginx" / "blobs.conf"};
+        location / {{
+            proxy_pass {web};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+        }}
+    }}
+    """

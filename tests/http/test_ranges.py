@@ -19,18 +19,19 @@ from tests.http.conformance import (
     CASES,
     CONTENT,
     SIZE,
+    WAYS,
     Case,
     Subject,
     ask,
     assert_conforms,
     assert_head_conforms,
+    place_for,
     request,
+    serving,
 )
 from tests.support import services
-from tests.support.data import REPOSITORY
 
 APPLICATION = "tests.http.ranged_app:application"
-BLOBS_CONF = REPOSITORY / "deploy" / "nginx" / "blobs.conf"
 
 
 @dataclass(frozen=True)
@@ -44,44 +45,16 @@ class Server:
     blob: Blob
 
 
-WAYS = ["stream-waitress", "stream-gunicorn", "accel-folder", "accel-s3", "redirect-s3"]
-
-
 @pytest.fixture(scope="module", params=WAYS)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """Run each way of sending with the servers it is used with."""
-    delivery, _, by = request.param.partition("-")
-    if by == "s3":
-        s3: services.S3 = request.getfixturevalue("s3_server")
-        origin, env = s3.endpoint, s3.environment
-        url = s3.url(s3.create_bucket())
-        store = from_url(url, access_key=s3.access_key, secret_key=s3.secret_key)
-    else:
-        origin, env = "http://127.0.0.1", {}
-        url = str(tmp_path_factory.mktemp("blobs"))
-        store = from_url(url)
-    env = {**env, "BLOB_STORE_URL": url, "ARTIFACT_DELIVERY": delivery}
-    start = services.waitress if by == "waitress" or delivery == "redirect" else services.gunicorn
-    with contextlib.ExitStack() as stack:
-        web = address = stack.enter_context(start(APPLICATION, env=env)).url
-        if delivery == "accel":
-            site = _nginx_site(web, folder=url, s3_origin=origin)
-            address = stack.enter_context(services.nginx(site)).url
-        yield Server(request.param, address, web, store, store.put_bytes(CONTENT))
-
-
-def _nginx_site(web: str, *, folder: str, s3_origin: str) -> str:
-    return f"""
-    server {{
-        listen 127.0.0.1:{{port}};
-        set $blobs_folder "{folder}";
-        set $blobs_s3 {s3_origin};
-        include {BLOBS_CONF};
-        location / {{ proxy_pass {web}; proxy_http_version 1.1; proxy_set_header Host $host; }}
-    }}
-    """
+    s3 = request.getfixturevalue("s3_server") if request.param.endswith("s3") else None
+    place = place_for(request.param, tmp_path_factory.mktemp("blobs"), s3)
+    store = place.open_store()
+    with serving(place, APPLICATION) as (url, web):
+        yield Server(request.param, url, web, store, store.put_bytes(CONTENT))
 
 
 def _subject(server: Server, sha256: str = "") -> Subject:
