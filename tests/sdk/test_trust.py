@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -491,6 +492,17 @@ def test_damage_on_the_disk_is_never_believed(server, device, folder, place, rol
     path.write_bytes(whole)
     assert device().known_policy(NAME) in {None, policy}
     assert install(server, device()).counter == 1
+
+
+def test_many_on_one_folder(server, device, content):
+    server.publish(NAME, content, LABELS)
+    verifiers = [device() for _ in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        for number in range(2, 8):
+            server.publish(NAME, content[:number], LABELS)
+            counters = {a.counter for a in threads.map(lambda v: install(server, v), verifiers)}
+            assert counters == {number}
+    assert device().known_policy(NAME) == nightferry.Policy(7)
 
 
 def test_names_carry_no_version_and_nothing_is_a_link(server, device, content, folder):
