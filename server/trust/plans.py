@@ -138,6 +138,15 @@ def replace_root_keys(keys: Sequence[Key]) -> Plan:
     return plan
 
 
+def extend(role: str) -> Plan:
+    """Plan the same root or targets again, with a whole life before them."""
+
+    def plan(change: Change) -> None:
+        change.renew(role)
+
+    return plan
+
+
 def bring_in(documents: Sequence[bytes]) -> Plan:
     """Plan what was drawn here and signed elsewhere.
 

@@ -136,6 +136,20 @@ def test_rotation_and_new_roots_over_two_machines(
     assert queries.current_versions()["root"] == 4
 
 
+def test_root_and_targets_get_a_whole_life_again(
+    tmp_path: Path, ceremony: dict[str, list[Path]]
+) -> None:
+    device = Device(tmp_path / "device")
+    trust("extend", "root", "--key", ceremony["root"][1], "--key", ceremony["root"][2])
+    trust("extend", "targets", "--export", tmp_path / "out")
+    (document,) = (tmp_path / "out").iterdir()
+    trust("sign", document, "--key", *ceremony["targets"])
+    trust("import", document)
+
+    device.refresh()
+    assert queries.current_versions() == {"root": 2, "targets": 2, "snapshot": 2, "timestamp": 2}
+
+
 def test_a_ceremony_on_one_machine_refuses_to_write_over_anything(
     tmp_path: Path, settings: SettingsWrapper
 ) -> None:
@@ -162,6 +176,9 @@ def test_a_ceremony_on_one_machine_refuses_to_write_over_anything(
     [
         (("root",), "There is no root yet"),
         (("rotate", "timestamp"), "There is no root yet"),
+        (("reroot",), "There is no root yet"),
+        (("extend", "root"), "There is no root yet"),
+        (("delegate", "recyclables"), "There is no root yet"),
         (("init", "--public", "root=x"), "cannot be read"),
         (("init", "--public", "sun=x"), "it takes KIND=FILE"),
         (("sign", "nothing.json", "--key", "nothing.pem"), "cannot be read"),

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from django.utils import timezone
+from tuf.api.exceptions import BadVersionNumberError
 
 from server.domain.errors import Conflict
 from server.trust import actions, plans, queries, repository, roles, signers
-from server.trust.models import Draft
+from server.trust.models import Draft, MetadataFile
 from tests.trust.device import Device, look
 from tests.trust.factories import make_target, publish, reroot, rotate
 
@@ -125,3 +126,22 @@ def test_a_key_lost_in_the_middle_of_publishing_is_replaced(
 
     assert publish(next_target).is_new
     look([device, Device(tmp_path / "fresh")], [next_target])
+
+
+def test_devices_come_back_after_the_database_went_back_in_time(tmp_path: Path) -> None:
+    publish(make_target("one"))
+    backup = {*MetadataFile.objects.values_list("pk", flat=True)}
+    publish(make_target("two"))
+    publish(make_target("three"))
+    ahead = Device(tmp_path / "ahead")
+    ahead.refresh()
+    MetadataFile.objects.exclude(pk__in=backup).delete()
+    with pytest.raises(BadVersionNumberError):
+        ahead.refresh()
+
+    rotate(roles.TIMESTAMP)
+    rotate(roles.SNAPSHOT)
+
+    look([ahead, Device(tmp_path / "fresh")], [make_target("one")])
+    publish(make_target("four"))
+    look([ahead], [make_target("four")])

@@ -53,7 +53,9 @@ class Command(BaseCommand):
             "--public", type=Path, action="append", default=[], metavar="FILE",
             help="public part of a new root key (three times)",
         )  # fmt: skip
-        for changing in (rotate, delegate, reroot):
+        extend = verb("extend", self._extend, _EXTEND)
+        extend.add_argument("role", choices=[roles.ROOT, roles.TARGETS])
+        for changing in (rotate, delegate, reroot, extend):
             _add_key(changing)
             changing.add_argument("--export", type=Path, metavar="FOLDER", help=_EXPORT)
         sign = verb("sign", self._sign, _SIGN)
@@ -160,6 +162,7 @@ class Command(BaseCommand):
     def _delegate(self, options: dict[str, Any]) -> None:
         from server.trust import plans
 
+        queries.trusted_root()
         model = options["model"]
         plan = plans.delegate(roles.role_of(model), roles.paths_of(model))
         self._carry_out(plan, _keyring(options), options)
@@ -178,6 +181,12 @@ class Command(BaseCommand):
             keys, keyring = [signers.read_public(path) for path in made], _keyring(options)
         plan = plans.replace_root_keys(keys)
         self._carry_out(plan, keyring, options, appoints_keys=True)
+
+    def _extend(self, options: dict[str, Any]) -> None:
+        from server.trust import plans
+
+        queries.trusted_root()
+        self._carry_out(plans.extend(options["role"]), _keyring(options), options)
 
     def _sign(self, options: dict[str, Any]) -> None:
         from server.trust import offline, signers
@@ -247,6 +256,10 @@ _DELEGATE = "Delegate a new model's role to the models' key; needs the key of th
 _REROOT = (
     "Replace the keys of the root by three others. Two of the old and two of the new sign it, so"
     " that devices follow."
+)
+_EXTEND = (
+    "Sign root or targets again, unchanged, so that they hold for another 365 or 180 days; for"
+    " where their keys are offline."
 )
 _SIGN = (
     "Sign an exported file, on a machine that needs neither network nor database. Says what is"
