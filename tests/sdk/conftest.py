@@ -17,7 +17,7 @@ ClientFactory = Callable[..., ModelClient]
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("HOME", "ENDPOINT", "OFFLINE", "DISABLE_TELEMETRY", "APP_KEY")
+    names = ("HOME", "ENDPOINT", "OFFLINE", "DISABLE_TELEMETRY", "APP_KEY", "TRUSTED_ROOT")
     for name in (*(f"NIGHTFERRY_{name}" for name in names), "DO_NOT_TRACK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -35,12 +35,21 @@ def cache_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def root_file(server: FakeServer, tmp_path: Path) -> Path:
+    """Put the server's root where an app would ship it."""
+    path = tmp_path / "shipped.root.json"
+    path.write_bytes(server.root)
+    return path
+
+
+@pytest.fixture
 def make_client(server: FakeServer, cache_dir: Path) -> Iterator[ClientFactory]:
     made: list[ModelClient] = []
 
     def make(**options: object) -> ModelClient:
         settings = {"cache_dir": cache_dir, "timing": quick_timing(), **options}
-        made.append(ModelClient(str(settings.pop("server_url", server.url)), **settings))
+        of = settings.pop("server", server)
+        made.append(ModelClient(of.url, **{"trusted_root": of.root, **settings}))
         return made[-1]
 
     yield make

@@ -16,17 +16,22 @@ NAME = "recyclables"
 LABELS = ["can", "cup", "jar"]
 
 
+class Clock:
+    """The time, for a device and its server alike, which a test moves."""
+
+    def __init__(self, server: FakeServer | None = None) -> None:
+        self.now = 1_800_000_000.0
+        if server is not None:
+            server.now = self
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def quick_timing(**changes: object) -> Timing:
     """Return the usual limits with pauses of milliseconds."""
     pauses = {"retry_base_s": 0.001, "retry_cap_s": 0.01, "request_timeout_s": 5.0}
     return Timing(**{**pauses, **changes})
-
-
-def root_file(server: FakeServer, folder: Path) -> Path:
-    """Return a file with the root that the server's clients trust, for processes of their own."""
-    path = folder / "root.json"
-    path.write_bytes(server.root)
-    return path
 
 
 def read(client: ModelClient, name: str = NAME) -> bytes:

@@ -15,7 +15,9 @@ from .support import LABELS, NAME
 @pytest.fixture
 def call(server: FakeServer, cache_dir: Path, capsys: pytest.CaptureFixture[str]):
     def run(command: str, *more: str) -> tuple[int, str, str]:
-        place = ["--server", server.url, "--cache-dir", str(cache_dir)]
+        root = cache_dir.with_name("root.json")
+        root.write_bytes(server.root)
+        place = ["--server", server.url, "--cache-dir", str(cache_dir), "--trusted-root", str(root)]
         status = main([command, *more, *place])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
@@ -93,6 +95,10 @@ def test_address_key_and_output(
         monkeypatch.setenv("NIGHTFERRY_HOME", str(tmp_path / "home"))
         assert main(["fetch", "--model", NAME]) == FAILED
         monkeypatch.setenv("NIGHTFERRY_APP_KEY", "secret")
+        assert main(["fetch", "--model", NAME]) == FAILED
+        assert "root.json" in capsys.readouterr().err
+        (tmp_path / "root.json").write_bytes(locked.root)
+        monkeypatch.setenv("NIGHTFERRY_TRUSTED_ROOT", str(tmp_path / "root.json"))
         target = tmp_path / "app" / "m.tflite"
         assert main(["fetch", "--model", NAME, "--output", str(target)]) == DONE
     assert target.read_bytes() == content

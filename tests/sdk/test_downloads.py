@@ -14,7 +14,7 @@ from nightferry import DownloadType, ModelClient
 from nightferry.testing import FakeServer, Fault
 
 from .conftest import ClientFactory
-from .support import LABELS, NAME, leftovers, quick_timing, read
+from .support import LABELS, NAME, Clock, leftovers, quick_timing, read
 
 HTML = Fault(
     "artifact", status=200, headers=(("Content-Type", "text/html"),), body=b"<html>Log in</html>"
@@ -136,8 +136,8 @@ def test_retry_after_is_handed_on(
 def test_wrong_bytes_are_not_fetched_again_by_themselves_for_a_day(
     server: FakeServer, make_client: ClientFactory, content: bytes
 ) -> None:
-    clock = [1_700_000_000.0]
-    client = make_client(timing=quick_timing(now=lambda: clock[0]))
+    clock = Clock(server)
+    client = make_client(timing=quick_timing(now=clock))
     server.publish(NAME, b"the model before", LABELS)
     client.sync(NAME)
     server.publish(NAME, content, LABELS)
@@ -147,7 +147,7 @@ def test_wrong_bytes_are_not_fetched_again_by_themselves_for_a_day(
     fetched = server.count("artifact")
     assert client.sync(NAME).label == "v1"
     assert server.count("artifact") == fetched
-    clock[0] += 25 * 3600
+    clock.now += 25 * 3600
     assert client.sync(NAME).label == "v2"
     failed = next(event for event in server.events if event["type"] == "failed")
     assert (failed["label"], failed["data"]["code"]) == ("v2", "integrity")
@@ -209,7 +209,7 @@ def test_redirected_downloads_carry_no_credentials(
         front.publish(NAME, content, LABELS)
         storage.blobs.update(front.blobs)
         storage.inject(Fault("artifact", cut_at=50_000))
-        client = make_client(server_url=front.url, app_key="secret")
+        client = make_client(server=front, app_key="secret")
 
         assert client.get_model(NAME).path.read_bytes() == content
 
@@ -231,7 +231,7 @@ def test_a_store_with_validators_of_its_own_is_resumed_by_them(
             Fault("artifact", cut_at=50_000, etag='"md5-1"'),
             Fault("artifact", etag='"md5-2"'),
         )
-        assert make_client(server_url=front.url).get_model(NAME).path.read_bytes() == content
+        assert make_client(server=front).get_model(NAME).path.read_bytes() == content
         ranges = [request.headers["Range"] for request in storage.requests]
         assert ranges == [None, "bytes=50000-", "bytes=100000-", None], (
             "another file: from its start"

@@ -177,11 +177,11 @@ def test_events_are_refused_without_a_key_and_wait(
 ) -> None:
     with FakeServer(app_key="secret") as locked:
         locked.publish(NAME, content, LABELS)
-        client = make_client(server_url=locked.url, app_key="secret")
+        client = make_client(server=locked, app_key="secret")
         client.sync(NAME)
         client.report_feedback(NAME, correct=True)
         with pytest.raises(nightferry.UnauthorizedError):
-            make_client(server_url=locked.url).flush_events()
+            make_client(server=locked).flush_events()
         assert client.flush_events() == 1
 
 

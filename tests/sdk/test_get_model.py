@@ -12,7 +12,7 @@ from nightferry import DownloadConditions, DownloadType, ModelClient, ModelState
 from nightferry.testing import FakeServer, Fault
 
 from .conftest import ClientFactory
-from .support import LABELS, NAME, quick_timing, read, wait_until
+from .support import LABELS, NAME, Clock, quick_timing, read, wait_until
 
 
 def test_first_model_is_downloaded_verified_and_described(
@@ -65,7 +65,9 @@ def test_background_update_serves_the_old_and_then_the_new(
     server.publish(NAME, content[:1000], LABELS)
 
     assert client.get_model(NAME).label == "v1"
-    wait_until(lambda: client.status(NAME).current.label == "v2", "the update in the background")
+    wait_until(lambda: client.status(NAME).phase == "pending", "the update in the background")
+    assert client.status(NAME).current.label == "v1"
+    assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v2"
 
 
 def test_get_model_does_not_wait_for_a_server_that_hangs(
@@ -120,7 +122,7 @@ def test_what_an_update_check_says(
     enrolment = {"rollout": "7", "arm": "treatment"}
     server.publish(NAME, content, LABELS, enrolment=enrolment)
     client = make_client(
-        app_version="3.1", channel="production", accept=["int8", "float16"], device_class="low"
+        app_version="3.1", channel="production", accept=["int8", "float32"], device_class="low"
     )
     model = client.sync(NAME)
     client.sync(NAME)
@@ -131,7 +133,7 @@ def test_what_an_update_check_says(
     assert (first["runtime"], first["channel"], first["accept"]) == (
         "tflite",
         "production",
-        "int8,float16",
+        "int8,float32",
     )
     assert (first["app_version"], first["device_class"]) == ("3.1", "low")
     assert first["sdk_version"] == nightferry.__version__
@@ -253,8 +255,8 @@ def test_the_application_key_opens_and_its_lack_is_told(
     with FakeServer(app_key="secret") as locked:
         locked.publish(NAME, content, LABELS)
         with pytest.raises(nightferry.UnauthorizedError, match="application key"):
-            make_client(server_url=locked.url).get_model(NAME)
-        assert make_client(server_url=locked.url, app_key="secret").get_model(NAME).label == "v1"
+            make_client(server=locked).get_model(NAME)
+        assert make_client(server=locked, app_key="secret").get_model(NAME).label == "v1"
 
 
 def test_conditions_hold_a_download_back_and_not_the_model(
@@ -313,8 +315,8 @@ def test_a_full_disk_is_told_before_the_download(
 def test_a_reported_failure_falls_back_and_is_not_repeated(
     server: FakeServer, make_client: ClientFactory, content: bytes
 ) -> None:
-    clock = [1_700_000_000.0]
-    client = make_client(timing=quick_timing(now=lambda: clock[0]))
+    clock = Clock(server)
+    client = make_client(timing=quick_timing(now=clock))
     server.publish(NAME, content, LABELS)
     client.sync(NAME)
     server.publish(NAME, content[:1000], LABELS)
@@ -324,10 +326,10 @@ def test_a_reported_failure_falls_back_and_is_not_repeated(
     assert read(client) == content
     assert client.sync(NAME).label == "v1", "not again by itself"
     assert "less than a day ago" in client.check_for_update(NAME).held_back
-    clock[0] += 25 * 3600
+    clock.now += 25 * 3600
     assert client.sync(NAME).label == "v2", "one more try after a day"
     assert client.report_failure(NAME, "still").label == "v1"
-    clock[0] += 1000 * 3600
+    clock.now += 1000 * 3600
     assert client.sync(NAME).label == "v1", "and no third"
     server.publish(NAME, content[:1000], LABELS)
     assert client.sync(NAME).label == "v3", "a new label names it afresh"
@@ -361,7 +363,7 @@ def test_a_revoked_file_is_dropped_and_never_comes_back(
     assert client.sync(NAME).label == "v1"
     assert not second.path.exists()
     assert first.path.exists()
-    with pytest.raises(nightferry.TrustError, match="revoked"):
+    with pytest.raises(nightferry.TrustError, match="recalled"):
         client.fetch_update(NAME)
     server.revoke(NAME, first.sha256)
     assert client.sync(NAME) is None
@@ -380,7 +382,9 @@ def embedded(tmp_path: Path, content: bytes) -> Path:
     with FakeServer() as origin:
         origin.publish(NAME, content, LABELS)
         origin.publish(NAME, content[:5000], LABELS)
-        exporter = ModelClient(origin.url, cache_dir=tmp_path / "exporter")
+        exporter = ModelClient(
+            origin.url, cache_dir=tmp_path / "exporter", trusted_root=origin.root
+        )
         exporter.sync(NAME)
         exporter.export_model(NAME, path)
     return path
@@ -397,7 +401,8 @@ def test_an_embedded_model_starts_offline_and_is_replaced(
     for size in (10, 20, 30):
         server.publish(NAME, content[:size], LABELS)
     assert client.sync(NAME).label == "v3"
-    assert server.requests[0].query["current"] == "v2"
+    asked = next(request for request in server.requests if request.route == "update")
+    assert asked.query["current"] == "v2"
     assert client.report_failure(NAME, "bad").is_embedded
 
 
@@ -486,10 +491,9 @@ def test_the_server_may_be_gone_for_good(
 ) -> None:
     with FakeServer() as mortal:
         mortal.publish(NAME, content, LABELS)
-        make_client(server_url=mortal.url).sync(NAME)
-        url = mortal.url
+        make_client(server=mortal).sync(NAME)
 
-    client = make_client(server_url=url)
+    client = make_client(server=mortal)
     for download_type in DownloadType:
         assert client.get_model(NAME, download_type).label == "v1"
     with pytest.raises(nightferry.ServerUnreachableError, match="No usable answer") as caught:
@@ -528,7 +532,8 @@ def test_addresses_and_folders_come_from_the_environment(
         ModelClient()
     monkeypatch.setenv("NIGHTFERRY_ENDPOINT", server.url + "/")
     monkeypatch.setenv("NIGHTFERRY_HOME", str(tmp_path / "home"))
-    assert ModelClient().get_model(NAME).path.is_relative_to(tmp_path / "home")
+    model = ModelClient(trusted_root=server.root).get_model(NAME)
+    assert model.path.is_relative_to(tmp_path / "home")
 
 
 @pytest.mark.parametrize(
@@ -545,9 +550,34 @@ def test_names_cannot_leave_the_cache(client: ModelClient, name: str) -> None:
         client.get_model(name)
 
 
-def test_a_trusted_root_is_refused_rather_than_ignored(server: FakeServer) -> None:
-    with pytest.raises(nightferry.ConfigurationError, match="signed metadata"):
-        ModelClient(server.url, trusted_root="root.json")
+def test_without_a_root_nothing_is_installed_and_nobody_is_asked(
+    server: FakeServer, make_client: ClientFactory, embedded: Path, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    server.publish("installed", content, LABELS)
+    make_client().sync("installed")
+    asked = len(server.requests)
+    rootless = make_client(trusted_root=None, embedded={NAME: embedded})
+    for refused in (rootless.check_for_update, rootless.fetch_update, rootless.sync):
+        with pytest.raises(nightferry.NoTrustedRootError, match=r"root\.json") as caught:
+            refused(NAME)
+    assert not caught.value.retryable
+    assert len(server.requests) == asked
+    for download_type in DownloadType:
+        assert rootless.get_model(NAME, download_type).is_embedded
+        assert rootless.get_model("installed", download_type).label == "v1"
+    assert make_client(trusted_root=None, trust_on_first_use=True).sync(NAME).label == "v1"
+
+
+def test_a_root_may_be_a_file_and_must_be_one(
+    server: FakeServer, make_client: ClientFactory, tmp_path: Path, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    path = tmp_path / "root.json"
+    with pytest.raises(nightferry.ConfigurationError, match=r"root\.json"):
+        make_client(trusted_root=path)
+    path.write_bytes(server.root)
+    assert make_client(trusted_root=str(path)).sync(NAME).label == "v1"
 
 
 def test_servers_and_channels_do_not_mix_in_one_cache(
@@ -556,7 +586,7 @@ def test_servers_and_channels_do_not_mix_in_one_cache(
     server.publish(NAME, content, LABELS)
     make_client().sync(NAME)
     with FakeServer() as other:
-        assert make_client(server_url=other.url).list_models() == []
+        assert make_client(server=other).list_models() == []
     assert make_client(channel="beta").list_models() == []
 
 

@@ -12,7 +12,7 @@ from nightferry.testing import FakeServer, Fault
 from nightferry.transport import parse_retry_after
 
 from .conftest import ClientFactory
-from .support import LABELS, NAME, quick_timing, wait_until
+from .support import LABELS, NAME, Clock, quick_timing, wait_until
 
 DAY_S = 24 * 3600
 
@@ -21,7 +21,7 @@ def test_polling_brings_in_updates_and_tells(make_client: ClientFactory, content
     with FakeServer(poll={"jitter_pct": 20}) as eager:
         eager.publish(NAME, content, LABELS)
         timing = quick_timing(first_poll_within_s=0.01, poll_interval_s=0.05)
-        client = make_client(server_url=eager.url, timing=timing)
+        client = make_client(server=eager, timing=timing)
         told: list[Model] = []
         client.start_polling(told.append, models=[NAME])
         client.start_polling(told.append, models=[NAME])
@@ -49,7 +49,7 @@ def test_polling_lives_through_failures_and_callbacks_that_raise(
             backoff_base_s=0.01,
             backoff_cap_s=0.02,
         )
-        client = make_client(server_url=eager.url, timing=timing)
+        client = make_client(server=eager, timing=timing)
         told: list[str] = []
 
         def fail(model: Model) -> None:
@@ -66,7 +66,7 @@ def test_known_models_are_polled_by_default(make_client: ClientFactory, content:
     with FakeServer(poll={}) as eager:
         eager.publish(NAME, content, LABELS)
         client = make_client(
-            server_url=eager.url, timing=quick_timing(first_poll_within_s=0, poll_interval_s=0.02)
+            server=eager, timing=quick_timing(first_poll_within_s=0, poll_interval_s=0.02)
         )
         client.get_model(NAME)
         eager.publish(NAME, content[:10], LABELS)
@@ -156,15 +156,16 @@ def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> 
 def test_retry_after_outlasts_a_restart(
     server: FakeServer, make_client: ClientFactory, content: bytes
 ) -> None:
-    clock = [1_700_000_000.0]
-    timing = quick_timing(now=lambda: clock[0], first_poll_within_s=0)
+    clock = Clock(server)
+    start = clock.now
+    timing = quick_timing(now=clock, first_poll_within_s=0)
     server.publish(NAME, content, LABELS)
     make_client(timing=timing).sync(NAME)
     server.inject(Fault("update", status=503, headers=(("Retry-After", "600"),)))
     make_client(timing=timing).get_model(NAME, DownloadType.LATEST_MODEL)
     asked = server.count("update")
     for moment, silent in ((599, True), (-(10**8), False)):
-        clock[0] = 1_700_000_000.0 + moment
+        clock.now = start + moment
         make_client(timing=timing).get_model(NAME)
         if silent:
             assert server.count("update") == asked

@@ -19,20 +19,20 @@ from .support import LABELS, NAME, leftovers, read, start_python, wait_until
 
 SYNC = """
 import sys, nightferry
-client = nightferry.ModelClient(sys.argv[1], cache_dir=sys.argv[2])
+client = nightferry.ModelClient(sys.argv[1], cache_dir=sys.argv[2], trusted_root=sys.argv[3])
 model = client.get_model("recyclables", nightferry.DownloadType.LATEST_MODEL)
 print(model.label, model.sha256, client.flush_events())
 """
 
 
 def test_a_killed_download_is_continued_by_a_new_process(
-    server: FakeServer, client: ModelClient, cache_dir: Path, content: bytes
+    server: FakeServer, root_file: Path, client: ModelClient, cache_dir: Path, content: bytes
 ) -> None:
     server.publish(NAME, b"the model before", LABELS)
     client.sync(NAME)
     server.publish(NAME, content, LABELS)
     server.inject(Fault("artifact", pause_s=0.05))
-    process = start_python(SYNC, server.url, cache_dir)
+    process = start_python(SYNC, server.url, cache_dir, root_file)
     wait_until(
         lambda: any(p.stat().st_size > 60_000 for p in cache_dir.glob("partial/*.part")),
         "some bytes on the disk",
@@ -42,7 +42,7 @@ def test_a_killed_download_is_continued_by_a_new_process(
 
     assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v1"
     assert client.status(NAME).phase == "downloading"
-    output, errors = start_python(SYNC, server.url, cache_dir).communicate(timeout=30)
+    output, errors = start_python(SYNC, server.url, cache_dir, root_file).communicate(timeout=30)
 
     assert output.startswith("v2 "), errors
     assert read(client) == content
@@ -54,7 +54,7 @@ def test_a_killed_download_is_continued_by_a_new_process(
 KILL_AT = """
 import os, pathlib, shutil, signal, sys, nightferry
 from nightferry import download, transport
-url, start, folder = sys.argv[1:]
+url, start, folder, root = sys.argv[1:]
 
 def die_at(number):
     calls = 0
@@ -70,13 +70,15 @@ def die_at(number):
     pathlib.Path.unlink = die_before(pathlib.Path.unlink)
     os.fsync = die_before(os.fsync)
 
-for number in range(1, 100):
+for number in range(1, 300):
     cache_dir = os.path.join(folder, str(number))
     shutil.copytree(start, cache_dir)
     child = os.fork()
     if child == 0:
         die_at(number)
-        nightferry.ModelClient(url, cache_dir=cache_dir, telemetry=False).sync("recyclables")
+        nightferry.ModelClient(
+            url, cache_dir=cache_dir, telemetry=False, trusted_root=root
+        ).sync("recyclables")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print(number, os.waitstatus_to_exitcode(status))
@@ -86,7 +88,7 @@ for number in range(1, 100):
 
 
 def test_a_kill_before_any_write_leaves_the_old_or_the_new_model(
-    server: FakeServer, make_client: ClientFactory, tmp_path: Path, content: bytes
+    server: FakeServer, root_file: Path, make_client: ClientFactory, tmp_path: Path, content: bytes
 ) -> None:
     """Replaces, deletions and flushes are all the places where an effect becomes visible."""
     start, killed = tmp_path / "start", tmp_path / "killed"
@@ -96,7 +98,9 @@ def test_a_kill_before_any_write_leaves_the_old_or_the_new_model(
     server.publish(NAME, b"two", LABELS)
     before.sync(NAME)
     server.publish(NAME, content, LABELS)
-    output, errors = start_python(KILL_AT, server.url, start, killed).communicate(timeout=60)
+    output, errors = start_python(KILL_AT, server.url, start, killed, root_file).communicate(
+        timeout=120
+    )
     statuses = [int(line.split()[1]) for line in output.splitlines()]
 
     labels = []
@@ -113,10 +117,12 @@ def test_a_kill_before_any_write_leaves_the_old_or_the_new_model(
     assert len(statuses) > 8, "every state and every write was a place to die"
 
 
-def test_two_processes_download_once(server: FakeServer, cache_dir: Path, content: bytes) -> None:
+def test_two_processes_download_once(
+    server: FakeServer, root_file: Path, cache_dir: Path, content: bytes
+) -> None:
     server.publish(NAME, content, LABELS)
     server.inject(Fault("artifact", times=9, pause_s=0.05))
-    processes = [start_python(SYNC, server.url, cache_dir) for _ in range(3)]
+    processes = [start_python(SYNC, server.url, cache_dir, root_file) for _ in range(3)]
     outputs = [process.communicate(timeout=30) for process in processes]
 
     assert [output.split()[0] for output, _ in outputs] == ["v1"] * 3, outputs
@@ -126,19 +132,19 @@ def test_two_processes_download_once(server: FakeServer, cache_dir: Path, conten
 
 
 def test_without_a_lock_two_downloads_still_end_well(
-    server: FakeServer, cache_dir: Path, content: bytes
+    server: FakeServer, root_file: Path, cache_dir: Path, content: bytes
 ) -> None:
     """Some file systems grant every lock: the lock saves bytes and decides nothing."""
     server.publish(NAME, content, LABELS)
     server.inject(Fault("artifact", times=9, pause_s=0.02))
     grant_all = "import nightferry.files as f\nf._lock = lambda descriptor: None\n" + SYNC
-    processes = [start_python(grant_all, server.url, cache_dir) for _ in range(3)]
+    processes = [start_python(grant_all, server.url, cache_dir, root_file) for _ in range(3)]
     for process in processes:
         process.communicate(timeout=30)
 
     (blob,) = cache_dir.glob("blobs/sha256/*/*")
     assert blob.read_bytes() == content
-    client = ModelClient(server.url, cache_dir=cache_dir)
+    client = ModelClient(server.url, cache_dir=cache_dir, trusted_root=server.root)
     assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v1"
     assert client.verify_cache().ok
 
@@ -146,13 +152,14 @@ def test_without_a_lock_two_downloads_still_end_well(
 READ_ONLY = """
 import os, sys, nightferry
 from nightferry import DownloadType
-url, cache_dir, elsewhere = sys.argv[1:]
+url, cache_dir, elsewhere, root_path = sys.argv[1:]
+root = open(root_path, "rb").read()
 # Load everything while it may be read, then become somebody who may write nothing.
-nightferry.ModelClient(url, cache_dir=elsewhere).sync("recyclables")
+nightferry.ModelClient(url, cache_dir=elsewhere, trusted_root=root).sync("recyclables")
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
-client = nightferry.ModelClient(url, cache_dir=cache_dir)
+client = nightferry.ModelClient(url, cache_dir=cache_dir, trusted_root=root)
 for kind in DownloadType:
     print(client.get_model("recyclables", kind).label)
 try:
@@ -165,7 +172,7 @@ print(len(client.list_models()), client.verify_cache().ok, client.check_for_upda
 
 @pytest.mark.skipif(os.name != "posix", reason="needs another user id")
 def test_a_read_only_cache_still_serves(
-    server: FakeServer, make_client: ClientFactory, tmp_path: Path, content: bytes
+    server: FakeServer, root_file: Path, make_client: ClientFactory, tmp_path: Path, content: bytes
 ) -> None:
     with TemporaryDirectory() as reachable:  # pytest's own folders are closed to others
         cache_dir = Path(reachable) / "cache"
@@ -176,7 +183,7 @@ def test_a_read_only_cache_still_serves(
         for folder in folders:
             folder.chmod(0o555)
         Path(reachable).chmod(0o755)
-        process = start_python(READ_ONLY, server.url, cache_dir, tmp_path / "elsewhere")
+        process = start_python(READ_ONLY, server.url, cache_dir, tmp_path / "elsewhere", root_file)
         output, errors = process.communicate(timeout=30)
         for folder in folders:
             folder.chmod(0o755)
@@ -192,7 +199,7 @@ FULL_DISK = """
 import resource, signal, sys, nightferry
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
-client = nightferry.ModelClient(sys.argv[1], cache_dir=sys.argv[2])
+client = nightferry.ModelClient(sys.argv[1], cache_dir=sys.argv[2], trusted_root=sys.argv[4])
 print(client.get_model("recyclables", nightferry.DownloadType.LATEST_MODEL).label)
 try:
     client.fetch_update("recyclables")
@@ -204,12 +211,17 @@ except nightferry.StorageError as error:
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files as POSIX systems do")
 @pytest.mark.parametrize("limit", [10_000, 65_537, 299_999])
 def test_a_disk_that_is_full_at_some_byte_keeps_the_model_before(
-    server: FakeServer, client: ModelClient, cache_dir: Path, content: bytes, limit: int
+    server: FakeServer,
+    root_file: Path,
+    client: ModelClient,
+    cache_dir: Path,
+    content: bytes,
+    limit: int,
 ) -> None:
     server.publish(NAME, b"the model before", LABELS)
     client.sync(NAME)
     server.publish(NAME, content, LABELS)
-    process = start_python(FULL_DISK, server.url, cache_dir, limit)
+    process = start_python(FULL_DISK, server.url, cache_dir, limit, root_file)
     output, errors = process.communicate(timeout=30)
     label, sentence = output.splitlines()
     assert label == "v1", errors
@@ -299,12 +311,13 @@ def test_the_installation_id_is_random_and_lasts(
     server.publish(NAME, content, LABELS)
     for folder in ("one", "one", "two"):
         make_client(cache_dir=tmp_path / folder).check_for_update(NAME)
-    one, again, two = [r.query["device"] for r in server.requests]
+    one, again, two = [r.query["device"] for r in server.requests if r.route == "update"]
     assert one == again != two
     (path,) = (tmp_path / "one").rglob("installation-id")
     path.write_text("torn")
     make_client(cache_dir=tmp_path / "one").check_for_update(NAME)
-    assert server.requests[-1].query["device"] not in {one, two, "torn", ""}
+    asked = [r for r in server.requests if r.route == "update"]
+    assert asked[-1].query["device"] not in {one, two, "torn", ""}
 
 
 def test_state_says_what_it_knows(

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from nightferry.errors import InvalidManifestError
 from nightferry.manifest import Kind, Manifest, parse_json, parse_manifest
-from nightferry.state import Installed, State, StateStore, decode_state, encode_state
+from nightferry.models import Transfer
+from nightferry.state import Installed, State
+from nightferry.store import StateStore, decode_state, encode_state
 from nightferry.testing import FakeServer
 
 unhurried = settings(max_examples=60, deadline=None)  # other processes share the machine
@@ -121,37 +123,75 @@ MANIFESTS = st.builds(
 )
 
 
+COUNTERS = {f"v{number}": number for number in range(1, 7)}
+
+
 def _stage(state: State) -> State:
     offered = state.pending()
-    if offered is None or offered.artifact is None or offered.artifact.sha256 in state.revoked:
+    if offered is None or offered.artifact is None or state.held_back(NOW):
+        return state
+    if COUNTERS[offered.label] < state.floor:
         return state
     sha256 = offered.artifact.sha256
-    return state.with_staged(Installed(offered, f"blobs/sha256/{sha256[:2]}/{sha256}"))
+    path = f"blobs/sha256/{sha256[:2]}/{sha256}"
+    transfer = Transfer(label=offered.label, received_bytes=9, resumed_bytes=0, size_bytes=9)
+    return state.with_staged(Installed(offered, path, COUNTERS[offered.label]), transfer)
+
+
+def _start(state: State) -> State:
+    """Begin to use the active release, as ``nightferry.trial`` does; an embedded model is there."""
+    if state.active and state.active.has_crashed:
+        return state.fallen_back("crashed", NOW)
+    return state.started()
 
 
 STEPS = st.lists(
     st.one_of(
         MANIFESTS.map(lambda manifest: lambda state: state.answered(manifest, '"tag"', NOW)),
+        st.builds(
+            lambda counter, revoked, ordered: (
+                lambda state: state.informed(
+                    min_counter=counter, revoked=revoked, embedded_ordered=ordered, now=NOW
+                )
+            ),
+            st.integers(0, 6),
+            st.frozensets(st.sampled_from(HASHES), max_size=2),
+            st.booleans(),
+        ),
         st.sampled_from(
             [
+                State.checking,
                 lambda state: state.unchanged(NOW),
                 lambda state: state.nothing_offered(NOW),
                 State.downloading,
+                State.paused,
+                State.verifying,
                 _stage,
+                _stage,
+                State.testing,
+                State.passed,
+                State.passed,
                 State.activated,
-                State.rolled_back_to_embedded,
+                State.activated,
+                _start,
+                _start,
+                State.succeeded,
+                lambda state: state.rolled_back_to_embedded() if state.wants_embedded() else state,
                 lambda state: state.fallen_back("reported", NOW),
                 State.confirmed,
+                lambda state: state.with_pin(state.active) if state.active else state,
+                lambda state: state.without_pin(None),
+                State.without_previous,
                 lambda state: state.sent_away(NOW + 60),
             ]
         ),
         st.sampled_from(HASHES).map(lambda sha256: lambda state: state.without({sha256})),
     ),
-    max_size=25,
+    max_size=40,
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_states_stay_sound_and_survive_the_disk(steps: list) -> None:
     state = State()
@@ -160,11 +200,17 @@ def test_states_stay_sound_and_survive_the_disk(steps: list) -> None:
         state = step(state)
         text = json.dumps(encode_state(state)).encode()
         assert decode_state(parse_json(text)) == state
+        assert state.floor >= before.floor, "the floor never falls"
         assert not state.referenced() & state.revoked, "a revoked file is never kept"
+        if step is _start and before.active and before.active.confirmed:
+            assert state == before, "what is confirmed is never left by starting it"
+        if step is State.activated and state.active != before.active:
+            assert before.staged.is_ready, "nothing untested comes into use"
+            assert before.staged.counter == state.active.counter <= state.floor
         if state.active is None and before.active is not None:
             lost = before.active.sha256
-            left = step is State.rolled_back_to_embedded or before.previous is None
-            assert left or {lost, before.previous.sha256} & (state.revoked | {lost})
+            left = before.wants_embedded() or before.previous is None
+            assert left or {lost, before.previous.sha256} <= before.referenced()
 
 
 @settings(max_examples=25, deadline=None)

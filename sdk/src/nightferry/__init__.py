@@ -150,6 +150,9 @@ if TYPE_CHECKING:
         WrongVariantError as WrongVariantError,
     )
     from nightferry.models import (
+        ActivationMode as ActivationMode,
+    )
+    from nightferry.models import (
         CacheReport as CacheReport,
     )
     from nightferry.models import (
@@ -168,12 +171,20 @@ if TYPE_CHECKING:
         ModelStatus as ModelStatus,
     )
     from nightferry.models import (
+        PruneReport as PruneReport,
+    )
+    from nightferry.models import (
+        StoredFile as StoredFile,
+    )
+    from nightferry.models import (
+        Transfer as Transfer,
+    )
+    from nightferry.models import (
         Update as Update,
     )
     from nightferry.prediction import Predictor as Predictor
     from nightferry.timing import Timing as Timing
     from nightferry.trust import Authorisation as Authorisation
-    from nightferry.trust import ManifestVerifier as ManifestVerifier
     from nightferry.trust import PatchTarget as PatchTarget
     from nightferry.trust import Policy as Policy
     from nightferry.trust import Target as Target
@@ -234,19 +245,22 @@ _HOMES = {
         "WrongVariantError",
     ),
     "models": (
+        "ActivationMode",
         "CacheReport",
         "DownloadConditions",
         "DownloadType",
         "Model",
         "ModelState",
         "ModelStatus",
+        "PruneReport",
+        "StoredFile",
+        "Transfer",
         "Update",
     ),
     "prediction": ("Predictor",),
     "timing": ("Timing",),
     "trust": (
         "Authorisation",
-        "ManifestVerifier",
         "PatchTarget",
         "Policy",
         "Target",

@@ -5,6 +5,7 @@ Layout below the cache folder::
     blobs/sha256/ab/abcd…        verified model files, read-only
     partial/abcd….<unique>.part  transfers under way, or left by a killed process
     partial/abcd….<unique>.etag  the validator under which those bytes were sent
+    partial/abcd….<unique>.made  a file that a patch is being applied to
     locks/ab.lock                so that two processes do not download one file twice
     servers/…                    what is installed, per server (see ``nightferry.state``)
 """
@@ -94,15 +95,28 @@ class BlobCache:
             raise
         return partial
 
+    def begin_patched(self, target: Target) -> Partial:
+        """Start a file that is made here, from nothing. Raises StorageError."""
+        return Partial(self, target, self._partials / f"{target.sha256}.{unique_suffix()}.made")
+
+    def touch(self, sha256: str) -> None:
+        """Note that the file is used now; a cache that may not be written stays as it is."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path_of(sha256))
+
     def remove(self, sha256: str) -> bool:
         """Delete the file with this hash; say whether it is gone."""
         return remove(self.path_of(sha256))
 
     def discard_partials(self, sha256: str) -> None:
         """Delete what interrupted transfers of this file left."""
-        for path in self._partials_of(sha256):
+        for path in self._partials.glob(f"{sha256}.*"):
             remove(path)
-            remove(path.with_suffix(".etag"))
+
+    def partials(self) -> Iterator[tuple[str, Path]]:
+        """List the hash and path of every unfinished transfer."""
+        for path in sorted(self._partials.glob("*.part")):
+            yield path.name.partition(".")[0], path
 
     def stored(self) -> Iterator[tuple[str, Path]]:
         """List the hash and path of every file under its final name."""

@@ -12,9 +12,10 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nightferry import __version__
+from nightferry import __version__, environment
 from nightferry.client import ModelClient
 from nightferry.errors import ConfigurationError, NightferryError
 from nightferry.models import DownloadType
@@ -22,7 +23,7 @@ from nightferry.models import DownloadType
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nightferry.models import Model, ModelStatus
+    from nightferry.models import Model, ModelStatus, StoredFile, Transfer
 
 DONE, FAILED, USAGE, TRY_LATER, DAMAGED = range(5)
 _BAR_WIDTH = 30
@@ -79,7 +80,12 @@ def _fetch(options: argparse.Namespace, client: ModelClient) -> int:
     changed = before is None or (before.label, before.sha256) != (model.label, model.sha256)
     verb = "is in use now" if changed else "was up to date"
     sentence = f"{name} {model.label} {verb}: {_size(model.size_bytes)} at {model.path}"
-    return _say(options, sentence, {"changed": changed, "model": _facts(model)})
+    transfer = client.status(name).last_transfer if changed else None
+    if transfer is not None and transfer.received_bytes < transfer.size_bytes:
+        fetched, whole = _size(transfer.received_bytes), _size(transfer.size_bytes)
+        sentence += f" (fetched {fetched} instead of {whole})"
+    facts = {"changed": changed, "model": _facts(model), "transfer": _transfer_facts(transfer)}
+    return _say(options, sentence, facts)
 
 
 def _predict(options: argparse.Namespace, client: ModelClient) -> int:
@@ -127,6 +133,25 @@ def _verify(options: argparse.Namespace, client: ModelClient) -> int:
     return DONE if report.ok else DAMAGED
 
 
+def _scan(options: argparse.Namespace, client: ModelClient) -> int:
+    files = client.scan()
+    if options.json:
+        _print_json({"files": [_file_facts(file) for file in files]})
+        return DONE
+    for file in files:
+        owner = f"{file.name} {file.label}" if file.name else file.sha256[:12]
+        print(f"{_size(file.size_bytes):>10}  {file.role:<8}  {owner}")
+    print(f"{len(files)} files, {_size(sum(file.size_bytes for file in files))}.")
+    return DONE
+
+
+def _prune(options: argparse.Namespace, client: ModelClient) -> int:
+    report = client.prune(keep_previous=not options.all)
+    facts = {"removed": [str(path) for path in report.removed], "freed_bytes": report.freed_bytes}
+    sentence = f"{len(report.removed)} files removed, {_size(report.freed_bytes)} freed."
+    return _say(options, sentence, facts)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nightferry",
@@ -144,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=3, help="how many labels (default 3)")
     _add(commands, "status", _status, "say what is installed, without asking the server")
     _add(commands, "verify", _verify, "hash every stored file again")
+    _add(commands, "scan", _scan, "list the files in the cache")
+    prune = _add(commands, "prune", _prune, "remove files that no model needs")
+    prune.add_argument("--all", action="store_true", help="also the way back to earlier releases")
     return parser
 
 
@@ -161,6 +189,17 @@ def _add(
     parser.add_argument("--runtime", default="tflite", choices=["tflite", "coreml"])
     parser.add_argument("--cache-dir", metavar="DIR", help="default: NIGHTFERRY_HOME")
     parser.add_argument("--app-key", metavar="KEY", help="default: NIGHTFERRY_APP_KEY")
+    parser.add_argument(
+        "--trusted-root",
+        metavar="FILE",
+        help="the server's root.json, without which nothing is installed; "
+        "default: NIGHTFERRY_TRUSTED_ROOT",
+    )
+    parser.add_argument(
+        "--trust-on-first-use",
+        action="store_true",
+        help="believe the first root that the server hands out",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -173,6 +212,8 @@ def _client(options: argparse.Namespace) -> ModelClient:
         channel=options.channel,
         runtime=options.runtime,
         cache_dir=options.cache_dir,
+        trusted_root=options.trusted_root or environment.trusted_root(),
+        trust_on_first_use=options.trust_on_first_use,
     )
 
 
@@ -221,10 +262,21 @@ def _as_facts(status: ModelStatus) -> dict[str, object]:
         "current": _facts(status.current) if status.current else None,
         "staged": _facts(status.staged) if status.staged else None,
         "previous_label": status.previous_label,
+        "pinned_labels": list(status.pinned_labels),
         "offered_label": status.offered_label,
         "held_back": status.held_back,
         "checked_at": status.checked_at,
+        "refreshed_at": status.refreshed_at,
+        "last_transfer": _transfer_facts(status.last_transfer),
     }
+
+
+def _transfer_facts(transfer: Transfer | None) -> dict[str, object] | None:
+    return None if transfer is None else asdict(transfer)
+
+
+def _file_facts(file: StoredFile) -> dict[str, object]:
+    return {**asdict(file), "path": str(file.path)}
 
 
 def _facts(model: Model) -> dict[str, object]:

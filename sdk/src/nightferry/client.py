@@ -1,8 +1,9 @@
 """The client: one object that keeps the models of an app fresh.
 
-``inventory`` knows what is here and in use, ``updates`` how a release gets in and out, ``state``
-what follows from an answer, ``trust`` what may be installed; ``download`` and ``cache`` bring it in
-whole. The client puts them together and keeps two callers from doing one thing twice.
+``inventory`` knows what is here and in use, ``updates`` how a release gets in, ``trial`` how it
+comes into use and out again, ``state`` what follows from what, ``trust`` what may be installed;
+``acquisition``, ``download`` and ``cache`` bring it in whole. The client puts them together and
+keeps two callers from doing one thing twice.
 """
 
 from __future__ import annotations
@@ -22,13 +23,25 @@ from nightferry.errors import ConfigurationError, NightferryError
 from nightferry.events import EventQueue
 from nightferry.flight import Flights
 from nightferry.inventory import Inventory
-from nightferry.models import CacheReport, DownloadType, Model, ModelState, ModelStatus, Update
+from nightferry.models import (
+    ActivationMode,
+    CacheReport,
+    DownloadType,
+    Model,
+    ModelState,
+    ModelStatus,
+    PruneReport,
+    StoredFile,
+    Update,
+)
 from nightferry.network import Network
 from nightferry.polling import Poller, PollingRound, sent_away_s
-from nightferry.state import State, StateStore
+from nightferry.state import State
+from nightferry.store import StateStore
 from nightferry.timing import Timing
-from nightferry.trust import ManifestVerifier
-from nightferry.updates import Collaborators, Updates
+from nightferry.trial import Trial
+from nightferry.trust import TufVerifier, read_root
+from nightferry.updates import Collaborators, Updates, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,12 +74,17 @@ class ModelClient:
         runtime: ``tflite`` or ``coreml``: what the app can run.
         cache_dir: where models are kept; NIGHTFERRY_HOME, else the platform's cache folder.
         embedded: model files shipped with the app, by name (see ``nightferry.embedded``).
-        trusted_root: reserved for signed metadata; anything but None is refused until then.
+        trusted_root: the server's ``root.json``, as bytes or as a path; only what is signed below
+            it is ever installed. Without one, what is installed and embedded is served, and
+            whatever would install raises NoTrustedRootError.
         telemetry: whether to record and send events.
         accept: precisions the app can run, in the order of its preference; None for any.
         device_class: the app's own name for this kind of device, for targeting; sent as it is.
         device_probe: tells about power and network (see ``DownloadConditions``).
-        verifier: decides what may be installed.
+        trust_on_first_use: without a ``trusted_root``, believe the first root that the server
+            hands out: whoever controls the network at that moment chooses the models.
+        activation: when a release that came in the background is used.
+        verifier: decides what may be installed, in place of the signed metadata.
         timing: intervals, limits and chance.
 
     Raises:
@@ -83,17 +101,18 @@ class ModelClient:
         runtime: str = "tflite",
         cache_dir: str | Path | None = None,
         embedded: Mapping[str, str | Path] | None = None,
-        trusted_root: object = None,
+        trusted_root: bytes | str | Path | None = None,
         telemetry: bool = True,  # noqa: FBT001, FBT002 - named by the public contract
         *,
         accept: Sequence[str] | None = None,
         device_class: str | None = None,
         device_probe: DeviceProbe | None = None,
+        trust_on_first_use: bool = False,
+        activation: ActivationMode = ActivationMode.NEXT_LOAD,
         verifier: Verifier | None = None,
         timing: Timing | None = None,
     ) -> None:
         """Check the arguments and put the parts together; see the class."""
-        _refuse_trusted_root(trusted_root)
         url = _usable_server_url(server_url)
         _checked("channel", channel)
         _checked("runtime", runtime)
@@ -117,22 +136,36 @@ class ModelClient:
             device=self._installation_id,
             enabled=telemetry and not environment.telemetry_disabled(),
         )
+        self._trial = Trial(self._inventory, self._events, self._timing, ActivationMode(activation))
         self._updates = Updates(
             Collaborators(
                 inventory=self._inventory,
                 network=self._network,
-                verifier=verifier or ManifestVerifier(runtime=runtime),
+                verifier=verifier
+                or TufVerifier(
+                    root=read_root(trusted_root),
+                    folder=scope / "metadata",
+                    transport=self._network.transport,
+                    channel=channel,
+                    runtime=runtime,
+                    accept=accept,
+                    trust_on_first_use=trust_on_first_use,
+                    timing=self._timing,
+                ),
                 events=self._events,
+                trial=self._trial,
                 probe=device_probe or SystemProbe(),
                 timing=self._timing,
             ),
             channel=channel,
+            runtime=runtime,
             facts=_facts(runtime, app_version, accept, device_class),
             device=self._installation_id,
         )
         self._checks_under_way: Flights[State] = Flights()
         self._updates_under_way: Flights[bool] = Flights()
         self._lock = threading.RLock()
+        self._background = threading.Event()  # set: what runs in the background is to end
         self._device: str | None = None
         self._poller: Poller | None = None
 
@@ -146,6 +179,10 @@ class ModelClient:
         progress: Progress | None = None,
     ) -> Model:
         """Return the model to run now.
+
+        What a background update has made ready is in use from here on. A release that is new in
+        use is on trial: confirm it with ``notify_ready``, or run it with ``load``, whose good
+        predictions confirm it. If two processes take it and neither happens, it is left again.
 
         With a local download type and a model on the device this neither waits nor touches the
         network. With LATEST_MODEL it asks the server and downloads; if that fails and there is a
@@ -164,7 +201,7 @@ class ModelClient:
         wanted = DownloadType(download_type)
         _checked("model", name)
         if wanted is not DownloadType.LATEST_MODEL:
-            model = self._inventory.current(name)
+            model = self._trial.take(name)
             if model is not None:
                 if wanted is DownloadType.LOCAL_MODEL_UPDATE_IN_BACKGROUND:
                     self._update_in_background(name, conditions)
@@ -172,17 +209,18 @@ class ModelClient:
         try:
             self._update(name, conditions, progress)
         except NightferryError as error:
-            model = self._inventory.current(name)
+            model = self._trial.take(name)
             if model is None:
                 raise
             log.warning("%s stays at %s. %s", name, model.label, error)
             return model
-        return self._inventory.required(name)
+        return self._trial.take(name) or self._inventory.required(name)
 
     def load(self, name: str, *, num_threads: int | None = None) -> Predictor:
         """Return the current model ready to run (needs ``pip install nightferry[tflite]``).
 
-        What is on the device is used; only where there is nothing, it is downloaded.
+        What is on the device is used; only where there is nothing, it is downloaded. Ten good
+        predictions, over all processes, confirm a release that is on trial.
 
         Raises:
             RuntimeMissingError, PredictionError: the model cannot be run.
@@ -198,6 +236,7 @@ class ModelClient:
             on_first=lambda latency_ms: self._events.record(
                 "first_inference", model, {"latency_ms": round(latency_ms, 3)}
             ),
+            on_success=lambda: self._trial.succeeded(model),
         )
 
     def list_models(self) -> list[Model]:
@@ -220,6 +259,30 @@ class ModelClient:
         """Hash every stored file again; remove damaged ones and fall back where one was in use."""
         return self._inventory.verify()
 
+    def scan(self) -> list[StoredFile]:
+        """List every file in the cache: which release it belongs to, its size, its last use."""
+        return self._inventory.scan()
+
+    def prune(self, *, keep_previous: bool = True) -> PruneReport:
+        """Delete files that no model needs: not in use, staged, pinned, nor on their way in.
+
+        Args:
+            keep_previous: False gives up the way back to the release before, too.
+
+        """
+        return self._inventory.prune(keep_previous=keep_previous)
+
+    def pin(self, name: str, label: str | None = None) -> None:
+        """Keep the file of a release that is here, by default the one in use, until ``unpin``.
+
+        A pinned release costs no download when the server rolls back to it. Raises NoModelError.
+        """
+        self._inventory.pin(_checked("model", name), label)
+
+    def unpin(self, name: str, label: str | None = None) -> None:
+        """Let a pinned release go, by default all of the model."""
+        self._inventory.unpin(_checked("model", name), label)
+
     def export_model(self, name: str, path: str | Path) -> None:
         """Write what an app embeds: the model file at ``path`` and its manifest at ``path.json``.
 
@@ -232,7 +295,9 @@ class ModelClient:
     def check_for_update(self, name: str) -> Update | None:
         """Ask the server what to run; return it if it is something else than what runs, else None.
 
-        Raises NetworkError, RequestRefusedError, ProtocolError.
+        Brings the signed metadata up to date where the answer is new, and every 12 hours, and
+        obeys them: what is revoked is out of use. Raises NetworkError, RequestRefusedError,
+        ProtocolError, TrustError; NoTrustedRootError without asking.
         """
         _checked("model", name)
         state = self._checks_under_way.run(name, lambda _report: self._updates.ask(name))
@@ -244,7 +309,9 @@ class ModelClient:
         conditions: DownloadConditions | None = None,
         progress: Progress | None = None,
     ) -> Model | None:
-        """Ask, download and verify, without putting in use; return the staged model.
+        """Ask, download, verify and test, without putting in use; return the staged model.
+
+        ``activate`` puts it in use; but in the mode MANUAL, so does the next ``get_model``.
 
         Returns None where nothing is to be downloaded: up to date, or the server wants the
         embedded model (``activate`` obeys). A release that failed here before is tried again.
@@ -256,7 +323,7 @@ class ModelClient:
         _checked("model", name)
         self._updates_under_way.run(
             ("fetch", name, conditions),
-            lambda report: self._updates.fetch(name, conditions, report),
+            lambda report: self._updates.fetch(name, Wish(conditions, _never, report)),
             progress,
         )
         staged = self._inventory.states.load(name).staged
@@ -268,13 +335,14 @@ class ModelClient:
         Without either, what is in use stays and is returned. Raises NoModelError where there is
         nothing to use.
         """
-        self._updates.activate(_checked("model", name))
+        self._trial.activate(_checked("model", name))
         return self._inventory.required(name)
 
     def sync(self, name: str) -> Model | None:
         """Ask, download, put in use, and send waiting events; return the model now in use.
 
-        Returns None where the server has nothing for this device and nothing is embedded.
+        In the mode MANUAL nothing is put in use but the first model there is. Returns None where
+        the server has nothing for this device and nothing is embedded.
         Raises the same errors as ``fetch_update``; undelivered events wait and raise nothing.
         """
         self._update(_checked("model", name), None, None)
@@ -283,7 +351,7 @@ class ModelClient:
 
     def notify_ready(self, name: str) -> None:
         """Tell that the app works with the model in use; the release counts as confirmed."""
-        self._updates.confirm(_checked("model", name))
+        self._trial.confirm(_checked("model", name))
 
     def report_failure(self, name: str, reason: str) -> Model | None:
         """Leave the model in use, which the app finds broken, for the one before it.
@@ -300,7 +368,7 @@ class ModelClient:
             The model now in use, None if there is none left.
 
         """
-        self._updates.fall_back(_checked("model", name), reason)
+        self._trial.fall_back(_checked("model", name), "reported", reason)
         return self._inventory.current(name)
 
     def report_feedback(self, name: str, *, correct: bool) -> None:
@@ -325,7 +393,8 @@ class ModelClient:
         """Look for updates from time to time in a thread of its own; returns at once.
 
         Args:
-            on_update: called in that thread with each model newly in use.
+            on_update: called in that thread with each model that is newly in use, or newly ready
+                (its ``state`` is STAGED) where it waits to be activated.
             models: names to look after; by default the embedded ones and all seen so far.
 
         """
@@ -333,7 +402,7 @@ class ModelClient:
         look = PollingRound(
             self._inventory,
             self._timing,
-            lambda name: self._update(name, None, None),
+            lambda name: self._update(name, None, None, in_background=True),
             names,
             on_update,
         )
@@ -349,9 +418,14 @@ class ModelClient:
                 self._poller.start()
 
     def stop_polling(self) -> None:
-        """End the polling thread; a download under way is continued some other time."""
+        """End the polling thread and pause what it downloads; that is continued some other time.
+
+        Also pauses the downloads that ``get_model`` left in the background.
+        """
         with self._lock:
             poller, self._poller = self._poller, None
+            stopped, self._background = self._background, threading.Event()
+        stopped.set()
         if poller is not None:
             poller.stop(_STOP_WAIT_S)
 
@@ -373,13 +447,28 @@ class ModelClient:
         self.close()
 
     def _update(
-        self, name: str, conditions: DownloadConditions | None, progress: Progress | None
-    ) -> bool:
-        return self._updates_under_way.run(
+        self,
+        name: str,
+        conditions: DownloadConditions | None,
+        progress: Progress | None,
+        *,
+        in_background: bool = False,
+    ) -> Model | None:
+        """Bring in what the server wants and use it if it is time; return a model that is news."""
+        before = self._inventory.label(name)
+        stopped = self._background.is_set if in_background else _never
+        is_newly_ready = self._updates_under_way.run(
             ("update", name, conditions),
-            lambda report: self._updates.update(name, conditions, report),
+            lambda report: self._updates.bring_in(name, Wish(conditions, stopped, report)),
             progress,
         )
+        self._trial.settle(name, at_once=not in_background)
+        if self._inventory.label(name) != before:
+            return self._inventory.current(name)
+        staged = self._inventory.states.load(name).staged
+        if is_newly_ready and staged is not None:
+            return self._inventory.model(staged, ModelState.STAGED)
+        return None
 
     def _update_in_background(self, name: str, conditions: DownloadConditions | None) -> None:
         if environment.offline() or sent_away_s(self._inventory, self._timing, name) > 0:
@@ -393,7 +482,7 @@ class ModelClient:
 
     def _update_quietly(self, name: str, conditions: DownloadConditions | None) -> None:
         try:
-            self._update(name, conditions, None)
+            self._update(name, conditions, None, in_background=True)
         except NightferryError as error:
             log.info("%s was not updated. %s", name, error)
         self._try_flush()
@@ -411,12 +500,8 @@ class ModelClient:
             return self._device
 
 
-def _refuse_trusted_root(trusted_root: object) -> None:
-    if trusted_root is not None:
-        raise ConfigurationError(
-            "This version of the SDK cannot check signed metadata, so trusted_root must be None. "
-            "It installs what the configured server states, verified by hash and size."
-        )
+def _never() -> bool:
+    return False
 
 
 def _usable_server_url(url: str | None) -> str:

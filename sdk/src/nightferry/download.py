@@ -53,13 +53,21 @@ class Downloader:
         self._cache = cache
         self._timing = timing
 
-    def fetch(self, target: Target, name: str, report: Callable[[int, int], object]) -> Receipt:
+    def fetch(
+        self,
+        target: Target,
+        name: str,
+        report: Callable[[int, int], object],
+        verifying: Callable[[], object] = lambda: None,
+    ) -> Receipt:
         """Make sure that the file is in the cache, verified.
 
         Args:
             target: what to fetch; ``name`` is how messages call it.
             name: for example ``recyclables v3``.
-            report: called with bytes done and bytes in total.
+            report: called with bytes done and bytes in total; what it raises ends the transfer,
+                and what arrived is kept.
+            verifying: called when all bytes are here, before their hash decides.
 
         Raises:
             NetworkError, ArtifactGoneError: what arrived is kept for the next try.
@@ -73,7 +81,7 @@ class Downloader:
             if self._cache.has(target.sha256, target.size_bytes):
                 report(target.size_bytes, target.size_bytes)
                 return Receipt(0, 0)
-            return self._fetch_alone(target, name, report)
+            return self._fetch_alone(target, name, report, verifying)
         finally:
             lock.release()
 
@@ -91,7 +99,11 @@ class Downloader:
             seen = now
 
     def _fetch_alone(
-        self, target: Target, name: str, report: Callable[[int, int], object]
+        self,
+        target: Target,
+        name: str,
+        report: Callable[[int, int], object],
+        verifying: Callable[[], object],
     ) -> Receipt:
         # Bytes kept from before may be damaged (power cut); such a mixture earns one fresh try.
         received = 0
@@ -101,6 +113,7 @@ class Downloader:
                 transfer = _Transfer(self._transport, self._timing, target, partial, report)
                 received += transfer.run()
                 resumed = partial.resumed_bytes
+                verifying()
                 try:
                     partial.commit(name)
                 except IntegrityError:

@@ -3,6 +3,7 @@
 ==============================  ====================================================
 ``NIGHTFERRY_HOME``             cache folder, where the app names none
 ``NIGHTFERRY_ENDPOINT``         server address, where the app names none
+``NIGHTFERRY_TRUSTED_ROOT``     path of the server's root.json, for the command line
 ``NIGHTFERRY_OFFLINE``          1: never touch the network
 ``NIGHTFERRY_DISABLE_TELEMETRY``  1: record and send no events
 ``DO_NOT_TRACK``                1: the same
@@ -36,6 +37,11 @@ def telemetry_disabled() -> bool:
 def endpoint() -> str | None:
     """Return the server address from the environment, if there is one."""
     return os.environ.get("NIGHTFERRY_ENDPOINT", "").strip() or None
+
+
+def trusted_root() -> str | None:
+    """Return the path of the root from the environment, if there is one."""
+    return os.environ.get("NIGHTFERRY_TRUSTED_ROOT", "").strip() or None
 
 
 def default_cache_dir() -> Path:

@@ -11,8 +11,16 @@ from nightferry.cache import hash_file
 from nightferry.embedded import UNNAMED_LABEL, manifest_path
 from nightferry.errors import EmbeddedModelError, NoModelError
 from nightferry.files import storing, write_atomically
-from nightferry.models import CacheReport, Model, ModelState, ModelStatus
-from nightferry.state import Installed, State, StateStore, states_below
+from nightferry.models import (
+    CacheReport,
+    Model,
+    ModelState,
+    ModelStatus,
+    PruneReport,
+    StoredFile,
+)
+from nightferry.state import Installed, State
+from nightferry.store import StateStore, states_below
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +113,12 @@ class Inventory:
             current=self.current(name),
             staged=self.model(state.staged, ModelState.STAGED) if state.staged else None,
             previous_label=state.previous.manifest.label if state.previous else None,
+            pinned_labels=tuple(installed.manifest.label for installed in state.pinned),
             offered_label=state.offered.label if state.offered else None,
             held_back=state.held_back(self._now()),
             checked_at=state.checked_at,
+            refreshed_at=state.refreshed_at,
+            last_transfer=state.transfer,
         )
 
     def is_usable(self, installed: Installed, state: State) -> bool:
@@ -115,6 +126,42 @@ class Inventory:
         if installed.sha256 in state.revoked:
             return False
         return self.cache.has(installed.sha256, installed.size_bytes)
+
+    def file_of(self, name: str, sha256: str) -> Path | None:
+        """Return a file with this hash that is on the device: in the cache, or in the app."""
+        path = self.cache.path_of(sha256)
+        if path.is_file():
+            return path
+        try:
+            embedded = self._embedded.get(name)
+        except EmbeddedModelError:
+            return None
+        return embedded.path if embedded is not None and embedded.sha256 == sha256 else None
+
+    def has_way_back(self, name: str, state: State) -> bool:
+        """Tell whether a model would be left if the active release went out of use."""
+        if state.previous is not None and self.is_usable(state.previous, state):
+            return True
+        try:
+            return self._embedded_unless_revoked(name, state) is not None
+        except EmbeddedModelError:
+            return False
+
+    def pin(self, name: str, label: str | None) -> None:
+        """Keep the file of a release that is here. Raises NoModelError where it is not."""
+        state = self.states.load(name)
+        wanted = label or (state.active.manifest.label if state.active else "")
+        known = (one for one in state.kept() if one.manifest.label == wanted)
+        found = next((one for one in known if self.is_usable(one, state)), None)
+        if found is None:
+            raise NoModelError(f"{name} {wanted or 'as a release'} is not here to be pinned.")
+        self.states.update(name, lambda state: state.with_pin(found))
+
+    def unpin(self, name: str, label: str | None) -> None:
+        """Let a pinned release go, or all; its file goes unless something else needs it."""
+        before = self.states.load(name)
+        after = self.states.update(name, lambda state: state.without_pin(label))
+        self.remove_unreferenced(before.referenced() - after.referenced())
 
     def delete(self, name: str) -> None:
         """Forget a model, then delete its files. Raises StorageError."""
@@ -128,16 +175,36 @@ class Inventory:
 
     def remove_unreferenced(self, hashes: frozenset[str]) -> None:
         """Delete files that no state of any server needs; none while a state cannot be read."""
-        if not hashes:
+        states = self._all_states() if hashes else None
+        if states is None:
             return
-        needed: set[str] = set()
-        for state in states_below(self.cache.root):
-            if state is None:
-                return
-            needed |= state.referenced()
-        for sha256 in hashes - needed:
+        for sha256 in hashes.difference(*(state.referenced() for state in states)):
             self.cache.remove(sha256)
             self.cache.discard_partials(sha256)
+
+    def scan(self) -> list[StoredFile]:
+        """List every file in the cache with the release it belongs to, of all servers."""
+        states = self._all_states() or []
+        files = [_stored(sha256, path, states, "unused") for sha256, path in self.cache.stored()]
+        partials = [
+            _stored(sha256, path, states, "partial") for sha256, path in self.cache.partials()
+        ]
+        return [file for file in (*files, *partials) if file is not None]
+
+    def prune(self, *, keep_previous: bool) -> PruneReport:
+        """Delete what no release in use, staged, pinned or on its way in needs; see the client."""
+        if not keep_previous:
+            for name in self.states.names():
+                self.states.update(name, State.without_previous)
+        removed: list[Path] = []
+        freed_bytes = 0
+        if self._all_states() is not None:
+            for file in self.scan():
+                if file.role == "unused" and self.cache.remove(file.sha256):
+                    removed.append(file.path)
+                    freed_bytes += file.size_bytes
+        self.cache.sweep()
+        return PruneReport(removed=tuple(removed), freed_bytes=freed_bytes)
 
     def verify(self) -> CacheReport:
         """Hash every stored file; forget, then delete, the damaged ones."""
@@ -192,14 +259,57 @@ class Inventory:
         return None if model is None or model.sha256 in state.revoked else model
 
     def _gone(self, state: State) -> frozenset[str]:
-        kept = [i for i in (state.staged, state.active, state.previous) if i is not None]
-        return frozenset(i.sha256 for i in kept if not self.cache.has(i.sha256, i.size_bytes))
+        return frozenset(
+            i.sha256 for i in state.kept() if not self.cache.has(i.sha256, i.size_bytes)
+        )
+
+    def _all_states(self) -> list[State] | None:
+        """Return the states of all servers, None where one of them cannot be read."""
+        states = list(states_below(self.cache.root))
+        known = [state for state in states if state is not None]
+        return known if len(known) == len(states) else None
 
 
 def _latest_word(manifest: Manifest, state: State | None) -> Manifest:
     """Return the server's last manifest of the same release: a rollout may have ended since."""
     offered = state.offered if state else None
     return offered if offered and offered.label == manifest.label else manifest
+
+
+def _stored(sha256: str, path: Path, states: list[State], role: str) -> StoredFile | None:
+    """Return a file as ``scan`` shows it, None where it has just gone."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    manifest: Manifest | None = None
+    if role != "partial":
+        role, manifest = _role(sha256, states)
+    return StoredFile(
+        path=path,
+        size_bytes=facts.st_size,
+        sha256=sha256,
+        name=manifest.model if manifest else "",
+        label=manifest.label if manifest else "",
+        version=manifest.version if manifest else 0,
+        role=role,
+        last_used_at=facts.st_mtime,
+    )
+
+
+def _role(sha256: str, states: list[State]) -> tuple[str, Manifest | None]:
+    for role in ("active", "staged", "previous"):
+        for state in states:
+            installed: Installed | None = getattr(state, role)
+            if installed is not None and installed.sha256 == sha256:
+                return role, installed.manifest
+    for state in states:
+        for installed in state.pinned:
+            if installed.sha256 == sha256:
+                return "pinned", installed.manifest
+        if sha256 in state.awaited():
+            return "awaited", state.offered
+    return "unused", None
 
 
 def _hash_fits(path: Path, sha256: str) -> bool:

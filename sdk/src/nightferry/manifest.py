@@ -6,6 +6,7 @@ finds distorted, is an ``InvalidManifestError`` that names it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -51,6 +52,16 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A file that turns the one with ``from_sha256`` into the artifact. A hint, as all is here."""
+
+    algorithm: str
+    from_sha256: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One parsed manifest. ``document`` is what the server sent, unknown members included."""
 
@@ -63,8 +74,10 @@ class Manifest:
     notes: str
     mandatory: bool
     artifact: Artifact | None
+    patches: tuple[Patch, ...]
     labels: tuple[str, ...]
     preprocessing: Mapping[str, object]
+    selftest: Mapping[str, object]
     enrolment: Enrolment | None
     revoked: frozenset[str]
     poll_interval_s: float | None
@@ -117,8 +130,10 @@ def parse_manifest(document: object) -> Manifest:
         notes=reader.text("notes", default=""),
         mandatory=reader.boolean("mandatory"),
         artifact=_parse_artifact(reader, required=kind is Kind.UPDATE),
+        patches=_parse_patches(reader),
         labels=_parse_labels(reader, required=kind is Kind.UPDATE),
         preprocessing=reader.group("preprocessing").document,
+        selftest=reader.group("selftest").document,
         enrolment=_parse_enrolment(reader),
         revoked=frozenset(_parse_revoked(reader)),
         poll_interval_s=poll.number("interval_s"),
@@ -237,6 +252,24 @@ def _parse_artifact(reader: _Reader, *, required: bool) -> Artifact | None:
         media_type=group.text("media_type", default="application/octet-stream"),
         target=group.text("target", default=""),
     )
+
+
+def _parse_patches(reader: _Reader) -> tuple[Patch, ...]:
+    """Read the patches; one that cannot be used is passed over, the whole file is always there."""
+    listed = reader.document.get("patches")
+    patches = []
+    for document in listed if isinstance(listed, list) else []:
+        with contextlib.suppress(InvalidManifestError, AttributeError):
+            group = _Reader(cast("Document", document), "patches.")
+            patches.append(
+                Patch(
+                    algorithm=group.text("algorithm"),
+                    from_sha256=group.sha256("from_sha256"),
+                    sha256=group.sha256("sha256"),
+                    size_bytes=_parse_size(group),
+                )
+            )
+    return tuple(patches)
 
 
 def _parse_path(group: _Reader) -> str:

@@ -22,6 +22,22 @@ class DownloadType(StrEnum):
     """Ask and download first; what is here only if that fails."""
 
 
+class ActivationMode(StrEnum):
+    """When a release that was brought in behind the app's back comes into use.
+
+    ``sync``, ``activate`` and ``get_model`` with LATEST_MODEL are the app's own word and do not
+    wait, except for ``sync`` and ``get_model`` under MANUAL. Where there is no model at all, the
+    first one is used at once in every mode.
+    """
+
+    NEXT_LOAD = "next_load"
+    """With the next ``get_model`` or ``load``; a mandatory one at once."""
+    IMMEDIATE = "immediate"
+    """As soon as it is verified and tested."""
+    MANUAL = "manual"
+    """With ``activate`` and nothing else, mandatory or not."""
+
+
 class ModelState(StrEnum):
     """Where a model stands on this device."""
 
@@ -30,9 +46,9 @@ class ModelState(StrEnum):
     STAGED = "staged"
     """Downloaded and verified, not yet in use."""
     ACTIVE = "active"
-    """In use, not yet confirmed by the app."""
+    """In use, on trial."""
     CONFIRMED = "confirmed"
-    """In use, and the app said that it works."""
+    """In use, and it has proved itself: the app said so, or its predictions were good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +106,9 @@ class Model:
 class Update:
     """What the server wants this installation to run instead of what it runs.
 
-    ``kind`` is ``update`` or ``rollback_to_embedded``; ``download_bytes`` is 0 where the file is
-    in the cache already; ``held_back`` says why the SDK will not install it by itself, or None.
+    ``kind`` is ``update`` or ``rollback_to_embedded``. ``download_bytes`` is 0 where the file is
+    in the cache already, and the patch's size where one fits a file that is here. ``held_back``
+    says why the SDK will not install it by itself, or None.
     """
 
     name: str
@@ -107,11 +124,30 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What bringing in one release cost.
+
+    ``received_bytes`` came over the network for it, of a file of ``size_bytes``; ``resumed_bytes``
+    were here from an interrupted try. ``by_patch`` tells that a patch was enough, ``patch_error``
+    with which code one failed before the whole file was fetched, else it is empty.
+    """
+
+    label: str
+    received_bytes: int
+    resumed_bytes: int
+    size_bytes: int
+    by_patch: bool = False
+    patch_error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelStatus:
     """Where one model stands: what is in use, what waits, and what went wrong.
 
-    ``phase`` is one of ``idle``, ``available``, ``downloading``, ``staged``, ``failed``.
-    ``checked_at`` is when the server last answered, in seconds since 1970 (UTC), or None.
+    ``phase`` is one of ``idle``, ``checking``, ``available``, ``downloading``, ``paused``,
+    ``verifying``, ``staged``, ``self_test``, ``pending``, ``trial``, ``confirmed``, ``failed``,
+    ``rolled_back``. ``checked_at`` is when the server last answered, ``refreshed_at`` when its
+    signed metadata were last brought up to date, in seconds since 1970 (UTC), or None.
     """
 
     name: str
@@ -119,9 +155,12 @@ class ModelStatus:
     current: Model | None
     staged: Model | None
     previous_label: str | None
+    pinned_labels: tuple[str, ...]
     offered_label: str | None
     held_back: str | None
     checked_at: float | None
+    refreshed_at: float | None
+    last_transfer: Transfer | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +175,34 @@ class CacheReport:
     def ok(self) -> bool:
         """Whether nothing was damaged."""
         return not self.damaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file in the cache, and what for.
+
+    Attributes:
+        path, size_bytes, sha256: the file; an unfinished transfer has the hash it will have.
+        name, label, version: the release it belongs to; empty and 0 where no state names it.
+        role: ``active``, ``staged``, ``previous`` or ``pinned``; ``awaited`` for a file on its way
+            in, ``partial`` for an unfinished transfer, ``unused`` for what ``prune`` removes.
+        last_used_at: when a process last began to use it, or it came; seconds since 1970 (UTC).
+
+    """
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    name: str
+    label: str
+    version: int
+    role: str
+    last_used_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """What ``prune`` removed, and how many bytes that gave back."""
+
+    removed: tuple[Path, ...]
+    freed_bytes: int

@@ -26,11 +26,11 @@ class PollingRound:
         self,
         inventory: Inventory,
         timing: Timing,
-        update: Callable[[str], bool],
+        update: Callable[[str], Model | None],
         models: Sequence[str] | None,
         on_update: Callable[[Model], object] | None,
     ) -> None:
-        """Look after ``models``, by default all that are known; tell ``on_update`` of changes."""
+        """Look after ``models``, by default all that are known; tell ``on_update`` of news."""
         self._inventory = inventory
         self._timing = timing
         self._update = update
@@ -48,8 +48,7 @@ class PollingRound:
         failure: NetworkError | None = None
         for name in self._names():
             try:
-                if self._update(name):
-                    self._tell(name)
+                self._tell(name, self._update(name))
             except NightferryError as error:
                 log.info("%s was not updated. %s", name, error)
                 failure = error if isinstance(error, NetworkError) else failure
@@ -62,8 +61,7 @@ class PollingRound:
     def _names(self) -> Sequence[str]:
         return self._inventory.names() if self._models is None else self._models
 
-    def _tell(self, name: str) -> None:
-        model = self._inventory.current(name)
+    def _tell(self, name: str, model: Model | None) -> None:
         if model is None or self._on_update is None:
             return
         try:

@@ -31,6 +31,7 @@ class Predictor:
         *,
         num_threads: int | None = None,
         on_first: Callable[[float], None] | None = None,
+        on_success: Callable[[], bool] | None = None,
     ) -> None:
         """Load the model.
 
@@ -38,6 +39,7 @@ class Predictor:
             model: what to run; its file is hashed once more before it is trusted.
             num_threads: threads of the runtime; None for the runtime's default.
             on_first: called once, with the first prediction's duration in milliseconds.
+            on_success: called after each prediction until it returns True.
 
         Raises:
             RuntimeMissingError: the packages of the ``tflite`` extra are not installed.
@@ -55,6 +57,7 @@ class Predictor:
         self._output = self._interpreter.get_output_details()[0]
         self._check_shapes()
         self._on_first = on_first
+        self._on_success = on_success
         self._lock = threading.Lock()
 
     def predict(self, image: ImageSource, top: int | None = None) -> list[tuple[str, float]]:
@@ -80,6 +83,7 @@ class Predictor:
             zip(self.model.labels, map(float, scores), strict=True), key=lambda pair: -pair[1]
         )
         self._tell_first((time.perf_counter() - started) * 1000)
+        self._tell_success()
         return ranked[:top]
 
     def _run(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -115,6 +119,11 @@ class Predictor:
             on_first, self._on_first = self._on_first, None
         if on_first is not None:
             on_first(latency_ms)
+
+    def _tell_success(self) -> None:
+        on_success = self._on_success
+        if on_success is not None and on_success():
+            self._on_success = None
 
 
 def quantise(tensor: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:

@@ -1,63 +1,91 @@
-"""What is installed of one model, as a value with pure transitions, and how it lies on disk.
+"""What is known of one model on this device, as a value with pure transitions.
 
-``State`` does no I/O: each method returns the next state. ``StateStore`` replaces ``state.json``
-atomically before any effect of the new state shows, so that a kill at any point leaves the old
-state or the new one. A second copy is kept of every state that changed what is in use: if the
-first is torn, the model in use is still known, also offline.
+``State`` does no I/O: each method returns the next state, and ``nightferry.store`` writes it before
+any effect of it shows. So a kill at any point leaves a state that says what to go on with.
 
 ::
 
-    idle ──check──▶ available ──▶ downloading ──▶ staged ──activate──▶ idle (the new one active)
-      ▲                 │              │             │
-      └── nothing new ──┘              └── failed ◀──┘   (the active one stays)
+    IDLE → CHECKING → AVAILABLE → DOWNLOADING ⇄ PAUSED → VERIFYING → STAGED → SELF_TEST → PENDING
+                                                                                            │
+               CONFIRMED ◀── confirmed by the app or by good predictions ── TRIAL ◀── activated
 
-The trial of a newly activated model (self-test, confirmation, roll-back after crashes) will sit
-between ``staged`` and ``idle``; today an activation counts at once.
+    VERIFYING, SELF_TEST ──▶ FAILED        the release was never in use; what was, is still
+    TRIAL ──▶ ROLLED_BACK                  reported by the app, or started twice in vain
+
+``phase`` says how far the latest release has come. What may be run does not hang on it: that is
+``active``, else the embedded model, and ``previous`` is the way back.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from nightferry import log
-from nightferry.errors import InvalidManifestError, StorageError
-from nightferry.files import FileLock, remove, write_atomically
-from nightferry.manifest import Document, Kind, Manifest, parse_json, parse_manifest
+from nightferry.manifest import Kind, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from nightferry.models import Transfer
 
-SCHEMA = 1
 HOLD_BACK_S = 24 * 3600
 MAX_TRIES = 2
+MAX_STARTS = 2
+"""So many processes may begin to use a release on trial without a good prediction."""
+MAX_TESTS = 2
+"""So many self-tests of one file may end without a result, killed with their process."""
+GOOD_PREDICTIONS = 10
+"""So many good predictions confirm a release, counted over all processes."""
 _MAX_FAILURES_KEPT = 16
-_LOCK_WAIT_S = 2.0
-_LATEST = 1e15  # seconds; far beyond any clock, and NaN is no JSON
 
 
 class Phase(StrEnum):
-    """How far the release on offer has come."""
+    """How far the latest release has come."""
 
     IDLE = "idle"
+    CHECKING = "checking"
     AVAILABLE = "available"
     DOWNLOADING = "downloading"
+    PAUSED = "paused"
+    VERIFYING = "verifying"
     STAGED = "staged"
+    SELF_TEST = "self_test"
+    PENDING = "pending"
+    TRIAL = "trial"
+    CONFIRMED = "confirmed"
     FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+
+
+_BUSY = frozenset(
+    {Phase.CHECKING, Phase.DOWNLOADING, Phase.PAUSED, Phase.VERIFYING, Phase.SELF_TEST}
+)
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A release whose file is in the cache; ``path`` is relative to the cache folder."""
+    """A release whose file is in the cache.
+
+    Attributes:
+        manifest: labels, preprocessing and the file, as one set.
+        path: of the file, relative to the cache folder.
+        counter, mandatory: as they were signed.
+        tests: self-tests begun.
+        is_ready: whether it may be activated: tested, or there is nothing to test it with.
+        confirmed: whether it has proved itself; then no crash takes it out of use.
+        starts: processes that began to use it on trial.
+        successes: good predictions on trial.
+
+    """
 
     manifest: Manifest
     path: str
+    counter: int = 0
+    mandatory: bool = False
+    tests: int = 0
+    is_ready: bool = False
     confirmed: bool = False
+    starts: int = 0
+    successes: int = 0
 
     @property
     def sha256(self) -> str:
@@ -68,6 +96,11 @@ class Installed:
     def size_bytes(self) -> int:
         """Return the size of the file."""
         return self.manifest.required_artifact().size_bytes
+
+    @property
+    def has_crashed(self) -> bool:
+        """Tell whether it was begun as often as is allowed and never worked."""
+        return not self.confirmed and self.starts >= MAX_STARTS and not self.successes
 
 
 @dataclass(frozen=True)
@@ -83,18 +116,29 @@ class Failure:
 
 @dataclass(frozen=True)
 class State:
-    """All that is remembered about one model. Times are seconds since 1970 (UTC)."""
+    """All that is remembered about one model. Times are seconds since 1970 (UTC).
+
+    ``floor`` is the highest counter ever seen, ``revoked`` and ``embedded_ordered`` what the signed
+    policy said when the metadata were last brought up to date, at ``refreshed_at``.
+    """
 
     phase: Phase = Phase.IDLE
     offered: Manifest | None = None
     etag: str = ""
     checked_at: float | None = None
     retry_at: float | None = None
+    refreshed_at: float | None = None
+    floor: int = 0
+    revoked: frozenset[str] = frozenset()
+    embedded_ordered: bool = False
     staged: Installed | None = None
     active: Installed | None = None
     previous: Installed | None = None
+    pinned: tuple[Installed, ...] = ()
     failures: tuple[Failure, ...] = ()
-    revoked: frozenset[str] = frozenset()
+    transfer: Transfer | None = None
+
+    # What follows
 
     def pending(self) -> Manifest | None:
         """Return the manifest that asks for something other than what is in use, else None."""
@@ -104,38 +148,57 @@ class State:
         if offered.kind is Kind.ROLLBACK_TO_EMBEDDED:
             return offered if self.active or self.staged else None
         active = self.active
-        if active and _same_release(active.manifest, offered):
+        if active and same_release(active.manifest, offered):
             return None
         return offered
 
+    def wants_embedded(self) -> bool:
+        """Tell whether the embedded model shall be used, by the server's word and by signature."""
+        pending = self.pending()
+        ordered = pending is not None and pending.kind is Kind.ROLLBACK_TO_EMBEDDED
+        return ordered and self.embedded_ordered
+
     def held_back(self, now: float) -> str | None:
-        """Say why the release on offer is not installed automatically, or return None."""
+        """Say why what is on offer is not installed automatically, or return None."""
         offered = self.pending()
-        if offered is None or offered.artifact is None:
+        if offered is None:
             return None
-        if offered.artifact.sha256 in self.revoked:
+        if offered.kind is Kind.ROLLBACK_TO_EMBEDDED:
+            return None if self.embedded_ordered else "no signed policy orders the embedded model"
+        sha256 = offered.required_artifact().sha256
+        if sha256 in self.revoked:
             return f"{offered.label} is revoked"
         for failure in self.failures:
-            if failure.label == offered.label and failure.sha256 == offered.artifact.sha256:
+            if failure.label == offered.label and failure.sha256 == sha256:
                 return _hold_back_reason(failure, now)
         return None
 
+    def kept(self) -> tuple[Installed, ...]:
+        """Return the releases whose files are needed."""
+        slots = (self.staged, self.active, self.previous)
+        return (*(installed for installed in slots if installed), *self.pinned)
+
     def referenced(self) -> frozenset[str]:
         """Return the hashes of the files this state needs."""
-        kept = (self.staged, self.active, self.previous)
-        return frozenset(installed.sha256 for installed in kept if installed)
+        return frozenset(installed.sha256 for installed in self.kept())
+
+    def awaited(self) -> frozenset[str]:
+        """Return the hashes of files that may be on their way in."""
+        pending = self.pending()
+        if pending is None or pending.artifact is None:
+            return frozenset()
+        return frozenset({pending.artifact.sha256, *(patch.sha256 for patch in pending.patches)})
+
+    # Asking
+
+    def checking(self) -> State:
+        """Note that the server is asked."""
+        return replace(self, phase=Phase.CHECKING)
 
     def answered(self, manifest: Manifest, etag: str, now: float) -> State:
-        """Take a new manifest: its offer, its revocations, and a retreat from a withdrawn stage."""
-        state = replace(
-            self,
-            offered=manifest,
-            etag=etag,
-            checked_at=now,
-            retry_at=None,
-            revoked=manifest.revoked,
-        ).without(manifest.revoked)
-        if state.staged and not _same_release(state.staged.manifest, manifest):
+        """Take a new manifest, and retreat from a stage that it withdraws."""
+        state = replace(self, offered=manifest, etag=etag, checked_at=now, retry_at=None)
+        if state.staged and not same_release(state.staged.manifest, manifest):
             state = replace(state, staged=None)
         return state.settled()
 
@@ -146,80 +209,168 @@ class State:
     def nothing_offered(self, now: float) -> State:
         """Take a 204: there is nothing for this device; what is in use stays."""
         return replace(
-            self,
-            phase=Phase.IDLE,
-            offered=None,
-            etag="",
-            checked_at=now,
-            retry_at=None,
-            staged=None,
-        )
+            self, offered=None, etag="", checked_at=now, retry_at=None, staged=None
+        ).settled()
 
     def sent_away(self, until: float) -> State:
         """Remember Retry-After across restarts."""
         return replace(self, retry_at=until)
 
+    def informed(
+        self, *, min_counter: int, revoked: frozenset[str], embedded_ordered: bool, now: float
+    ) -> State:
+        """Take what the signed policy says; revoked releases are out of use at once."""
+        state = replace(
+            self,
+            floor=max(self.floor, min_counter),
+            revoked=revoked,
+            embedded_ordered=embedded_ordered,
+            refreshed_at=now,
+        )
+        return state.without(revoked).settled_if_idle()
+
+    # Bringing in
+
     def downloading(self) -> State:
-        """Note that a transfer begins."""
+        """Note that a transfer begins or goes on."""
         return replace(self, phase=Phase.DOWNLOADING)
 
-    def with_staged(self, installed: Installed) -> State:
-        """Note a verified file that may be activated."""
-        return replace(self, phase=Phase.STAGED, staged=installed)
+    def paused(self) -> State:
+        """Note that a transfer waits; what has arrived is kept."""
+        return replace(self, phase=Phase.PAUSED)
 
-    def activated(self) -> State:
-        """Put the staged release in use and keep the one before as the way back."""
+    def verifying(self) -> State:
+        """Note that all bytes are here and their hash is looked at."""
+        return replace(self, phase=Phase.VERIFYING)
+
+    def with_staged(self, installed: Installed, transfer: Transfer) -> State:
+        """Note a verified file and what it cost; no older release is taken any more."""
+        return replace(
+            self,
+            phase=Phase.STAGED,
+            staged=installed,
+            floor=max(self.floor, installed.counter),
+            transfer=transfer,
+        )
+
+    def testing(self) -> State:
+        """Note that the staged file is tested: should that kill us, it is known by what."""
         if self.staged is None:
             return self
-        same_file = self.active and self.active.sha256 == self.staged.sha256
-        previous = self.previous if same_file else self.active
-        return replace(self, phase=Phase.IDLE, staged=None, active=self.staged, previous=previous)
+        staged = replace(self.staged, tests=self.staged.tests + 1)
+        return replace(self, phase=Phase.SELF_TEST, staged=staged)
+
+    def passed(self) -> State:
+        """Note that the staged release may be activated."""
+        if self.staged is None:
+            return self
+        return replace(self, phase=Phase.PENDING, staged=replace(self.staged, is_ready=True))
+
+    def failed(self, manifest: Manifest, code: str, now: float) -> State:
+        """Note that the release on offer could not be installed; what is in use stays."""
+        sha256 = manifest.required_artifact().sha256
+        state = self._with_failure(manifest.label, sha256, code, now)
+        return replace(state, phase=Phase.FAILED, staged=None)
+
+    # In use
+
+    def activated(self) -> State:
+        """Put the release that is ready in use, on trial, and keep a way back."""
+        staged = self.staged
+        if staged is None or not staged.is_ready:
+            return self
+        active = replace(staged, starts=0, successes=0, confirmed=False)
+        return replace(
+            self, phase=Phase.TRIAL, staged=None, active=active, previous=self._way_back(staged)
+        )
+
+    def started(self) -> State:
+        """Note that one more process begins to use the release on trial."""
+        if self.active is None or self.active.confirmed:
+            return self
+        return replace(self, active=replace(self.active, starts=self.active.starts + 1))
+
+    def succeeded(self) -> State:
+        """Note a good prediction of the release on trial; enough of them confirm it."""
+        if self.active is None or self.active.confirmed:
+            return self
+        active = replace(self.active, successes=self.active.successes + 1)
+        state = replace(self, active=active)
+        return state.confirmed() if active.successes >= GOOD_PREDICTIONS else state
+
+    def confirmed(self) -> State:
+        """Note that the active release has proved itself."""
+        if self.active is None:
+            return self
+        failures = tuple(f for f in self.failures if f.label != self.active.manifest.label)
+        state = replace(self, active=replace(self.active, confirmed=True), failures=failures)
+        return state.settled_if_idle()
 
     def rolled_back_to_embedded(self) -> State:
         """Put the embedded model in use; keep the file, the server may want it again."""
-        return replace(
-            self,
-            phase=Phase.IDLE,
-            staged=None,
-            active=None,
-            previous=self.active or self.previous,
-        )
+        left = self.active or self.previous
+        return replace(self, staged=None, active=None, previous=left).settled()
 
     def fallen_back(self, code: str, now: float) -> State:
         """Leave the active release, which failed, for the previous one, else the embedded one."""
         if self.active is None:
             return self
-        artifact = self.active.manifest.required_artifact()
-        state = self._with_failure(self.active.manifest.label, artifact.sha256, code, now)
-        return replace(state, active=self.previous, previous=None, phase=Phase.FAILED)
-
-    def failed(self, manifest: Manifest, code: str, now: float) -> State:
-        """Note that the release on offer could not be installed; what is in use stays."""
-        artifact = manifest.required_artifact()
-        state = self._with_failure(manifest.label, artifact.sha256, code, now)
-        return replace(state, phase=Phase.FAILED, staged=None)
-
-    def confirmed(self) -> State:
-        """Note that the app is content with the active release."""
-        if self.active is None:
-            return self
-        failures = tuple(f for f in self.failures if f.label != self.active.manifest.label)
-        return replace(self, active=replace(self.active, confirmed=True), failures=failures)
+        label, sha256 = self.active.manifest.label, self.active.sha256
+        state = self._with_failure(label, sha256, code, now)
+        active = self.previous and replace(self.previous, starts=0, successes=0)
+        return replace(state, active=active, previous=None, phase=Phase.ROLLED_BACK)
 
     def without(self, hashes: frozenset[str]) -> State:
         """Forget releases whose files are revoked, damaged or gone, falling back if need be."""
+        if not hashes & self.referenced():
+            return self
         previous = _unless_in(self.previous, hashes)
         active = _unless_in(self.active, hashes)
         if active is None and self.active is not None:
             active, previous = previous, None
+        pinned = tuple(installed for installed in self.pinned if installed.sha256 not in hashes)
         staged = _unless_in(self.staged, hashes)
-        return replace(self, staged=staged, active=active, previous=previous)
+        return replace(self, staged=staged, active=active, previous=previous, pinned=pinned)
+
+    def with_pin(self, installed: Installed) -> State:
+        """Keep a release's file until it is unpinned."""
+        others = self.without_pin(installed.manifest.label).pinned
+        return replace(self, pinned=(*others, installed))
+
+    def without_pin(self, label: str | None) -> State:
+        """Keep a release's file, or with None all, no longer than any other."""
+        pinned = tuple(one for one in self.pinned if label not in (None, one.manifest.label))
+        return replace(self, pinned=pinned)
+
+    def without_previous(self) -> State:
+        """Give up the way back to the release before."""
+        return replace(self, previous=None)
 
     def settled(self) -> State:
-        """Return the state with the phase that follows from the offer."""
+        """Return the state with the phase that follows from what it holds."""
+        return replace(self, phase=self._phase())
+
+    def settled_if_idle(self) -> State:
+        """Return the same, unless something is under way that has a phase of its own."""
+        return self if self.phase in _BUSY else self.settled()
+
+    def _phase(self) -> Phase:
         if self.staged:
-            return replace(self, phase=Phase.STAGED)
-        return replace(self, phase=Phase.AVAILABLE if self.pending() else Phase.IDLE)
+            return Phase.PENDING if self.staged.is_ready else Phase.STAGED
+        if self.pending():
+            return Phase.AVAILABLE
+        if self.active:
+            return Phase.CONFIRMED if self.active.confirmed else Phase.TRIAL
+        return Phase.IDLE
+
+    def _way_back(self, to: Installed) -> Installed | None:
+        """Choose what to return to: the latest release that proved itself, else the latest."""
+        active, previous = self.active, self.previous
+        if active is None or active.sha256 == to.sha256:
+            return previous
+        if previous is None or previous.sha256 == to.sha256 or active.confirmed:
+            return active
+        return previous if previous.confirmed else active
 
     def _with_failure(self, label: str, sha256: str, code: str, now: float) -> State:
         count = 1 + sum(f.count for f in self.failures if (f.label, f.sha256) == (label, sha256))
@@ -228,7 +379,8 @@ class State:
         return replace(self, failures=(*others, failure)[-_MAX_FAILURES_KEPT:])
 
 
-def _same_release(one: Manifest, other: Manifest) -> bool:
+def same_release(one: Manifest, other: Manifest) -> bool:
+    """Tell whether two manifests name one release and one file."""
     if one.artifact is None or other.artifact is None:
         return False
     return (one.label, one.artifact.sha256) == (other.label, other.artifact.sha256)
@@ -245,205 +397,3 @@ def _hold_back_reason(failure: Failure, now: float) -> str | None:
     if 0 <= now - failure.failed_at < HOLD_BACK_S:
         return f"{failure.label} failed here ({failure.code}) less than a day ago"
     return None
-
-
-def encode_state(state: State) -> Document:
-    """Return the state as the JSON object of ``state.json``."""
-    return {
-        "schema": SCHEMA,
-        "phase": state.phase.value,
-        "offered": state.offered.document if state.offered else None,
-        "etag": state.etag,
-        "checked_at": state.checked_at,
-        "retry_at": state.retry_at,
-        "staged": _encode_installed(state.staged),
-        "active": _encode_installed(state.active),
-        "previous": _encode_installed(state.previous),
-        "failures": [
-            {
-                "label": failure.label,
-                "sha256": failure.sha256,
-                "code": failure.code,
-                "failed_at": failure.failed_at,
-                "count": failure.count,
-            }
-            for failure in state.failures
-        ],
-        "revoked": sorted(state.revoked),
-    }
-
-
-def decode_state(document: object) -> State:
-    """Read the JSON object of ``state.json``; raise ValueError where it is not one of ours."""
-    try:
-        return _decode_state(cast("Document", document))
-    except (InvalidManifestError, KeyError, TypeError, AttributeError) as error:
-        message = f"not a state of this SDK: {error}"
-        raise ValueError(message) from error
-
-
-def _decode_state(document: Document) -> State:
-    if document["schema"] != SCHEMA:
-        message = f"schema {document['schema']!r}"
-        raise ValueError(message)
-    offered = document["offered"]
-    return State(
-        phase=Phase(cast("str", document["phase"])),
-        offered=None if offered is None else parse_manifest(offered),
-        etag=_text(document["etag"]),
-        checked_at=_moment(document["checked_at"]),
-        retry_at=_moment(document["retry_at"]),
-        staged=_decode_installed(document["staged"]),
-        active=_decode_installed(document["active"]),
-        previous=_decode_installed(document["previous"]),
-        failures=tuple(map(_decode_failure, cast("list[Document]", document["failures"]))),
-        revoked=frozenset(map(_text, cast("list[object]", document["revoked"]))),
-    )
-
-
-def _encode_installed(installed: Installed | None) -> Document | None:
-    if installed is None:
-        return None
-    return {
-        "manifest": installed.manifest.document,
-        "path": installed.path,
-        "confirmed": installed.confirmed,
-    }
-
-
-def _decode_installed(document: object) -> Installed | None:
-    if document is None:
-        return None
-    members = cast("Document", document)
-    manifest = parse_manifest(members["manifest"])
-    artifact = manifest.required_artifact()
-    path = _text(members["path"])
-    if path != f"blobs/sha256/{artifact.sha256[:2]}/{artifact.sha256}":
-        message = f"path {path!r}"
-        raise ValueError(message)
-    return Installed(manifest, path, confirmed=members["confirmed"] is True)
-
-
-def _decode_failure(document: Document) -> Failure:
-    failed_at, count = _moment(document["failed_at"]), document["count"]
-    if failed_at is None or not isinstance(count, int) or isinstance(count, bool):
-        message = "a failure without time or count"
-        raise ValueError(message)
-    return Failure(
-        _text(document["label"]),
-        _text(document["sha256"]),
-        _text(document["code"]),
-        failed_at,
-        count,
-    )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        message = f"{value!r} is not a text"
-        raise TypeError(message)
-    return value
-
-
-def _moment(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LATEST:
-        message = f"{value!r} is not a time"
-        raise ValueError(message)
-    return float(value)
-
-
-class StateStore:
-    """The states of all models of one server, channel and runtime, one folder per model."""
-
-    def __init__(self, folder: Path, *, channel: str, runtime: str) -> None:
-        """Use ``folder``; nothing is made until something is stored."""
-        self._folder = folder
-        self._variant = f"{channel}-{runtime}"
-        self._memory: dict[str, State] = {}
-        self._thread_lock = threading.RLock()
-
-    def load(self, name: str) -> State:
-        """Return the state of a model; a new one where there is none or both copies are torn."""
-        with self._thread_lock:
-            if name in self._memory:
-                return self._memory[name]
-        for path in (self._path(name), self._backup(name)):
-            state = read_state(path)
-            if state is not None:
-                return state
-        return State()
-
-    def update(self, name: str, change: Callable[[State], State]) -> State:
-        """Replace the state by ``change(state)`` and return it.
-
-        Where the cache cannot be written, the new state lives in this process only.
-        """
-        with self._thread_lock:
-            lock = self._acquire(name)
-            try:
-                old = self.load(name)
-                new = change(old)
-                if new != old:
-                    self._save(name, old, new)
-                return new
-            finally:
-                lock.release()
-
-    def forget(self, name: str) -> None:
-        """Remove what is remembered about a model. Raises StorageError."""
-        with self._thread_lock:
-            self._memory.pop(name, None)
-            for path in (self._path(name), self._backup(name)):
-                if not remove(path):
-                    message = f"{path} could not be removed."
-                    raise StorageError(message)
-
-    def names(self) -> list[str]:
-        """Return the models something is remembered about."""
-        found = {path.parent.parent.name for path in self._folder.glob(f"*/{self._variant}/*.json")}
-        return sorted(found | set(self._memory))
-
-    def _acquire(self, name: str) -> FileLock:
-        """Take the lock between processes; go ahead without it rather than wait for ever."""
-        lock = FileLock(self._path(name).with_name("state.lock"))
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while not lock.try_acquire() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return lock
-
-    def _save(self, name: str, old: State, new: State) -> None:
-        content = json.dumps(encode_state(new), indent=1).encode()
-        try:
-            write_atomically(self._path(name), content)
-            if new.active != old.active or not self._backup(name).exists():
-                write_atomically(self._backup(name), content)
-        except StorageError as error:
-            log.warning("The state of %s is kept in memory only. %s", name, error)
-            self._memory[name] = new
-        else:
-            self._memory.pop(name, None)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / name / self._variant / "state.json"
-
-    def _backup(self, name: str) -> Path:
-        return self._folder / name / self._variant / "state.backup.json"
-
-
-def read_state(path: Path) -> State | None:
-    """Return the state in a file, None where it is absent, torn or not ours."""
-    try:
-        return decode_state(parse_json(path.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, InvalidManifestError) as error:
-        log.warning("%s is damaged and not used: %s", path, error)
-        return None
-
-
-def states_below(cache_root: Path) -> Iterator[State | None]:
-    """Read every state in a cache folder, of all servers; None for one that cannot be read."""
-    for path in cache_root.glob("servers/*/models/*/*/state.json"):
-        yield read_state(path)

@@ -121,7 +121,10 @@ class Verifier(Protocol):
         """
 
     def known_policy(self, model: str) -> Policy | None:
-        """Return the policy last seen, without the network and whatever its age; None if none."""
+        """Return the policy last seen, without the network and whatever its age; None if none.
+
+        Waits for nobody, not even for a refresh under way.
+        """
 
     def authorise(self, manifest: Manifest, *, floor: int) -> Authorisation:
         """Return the file that may be installed for this manifest; raise TrustError to refuse.
@@ -169,6 +172,7 @@ class TufVerifier:
         self._trust_on_first_use = trust_on_first_use
         self._timing = timing
         self._lock = threading.RLock()
+        self._making = threading.Lock()
         self._made_store: MetadataStore | None = None
         self._seen: dict[str, tuple[float, TrustedMetadata]] = {}
 
@@ -181,12 +185,11 @@ class TufVerifier:
 
     def known_policy(self, model: str) -> Policy | None:
         """Return the policy last seen; see Verifier."""
-        with self._lock:
-            try:
-                trusted = self._store().load(model)
-                return None if trusted is None else _policy(model, trusted)
-            except TrustError:
-                return None
+        try:
+            trusted = self._store().load(model)
+            return None if trusted is None else _policy(model, trusted)
+        except TrustError:
+            return None
 
     def authorise(self, manifest: Manifest, *, floor: int) -> Authorisation:
         """Look the manifest's target up and compare; see Verifier."""
@@ -224,6 +227,10 @@ class TufVerifier:
         return PatchTarget(_target(listed), reader.text("algorithm"), from_sha256)
 
     def _store(self) -> MetadataStore:
+        with self._making:
+            return self._made()
+
+    def _made(self) -> MetadataStore:
         if self._made_store is None:
             if self._root is None and not self._trust_on_first_use:
                 raise NoTrustedRootError(
@@ -486,27 +493,3 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
 
 def _read(path: Path) -> bytes:
     return path.expanduser().read_bytes()
-
-
-class ManifestVerifier:
-    """Takes hash and size from the manifest: as trustworthy as the connection to the server."""
-
-    def __init__(self, *, runtime: str) -> None:
-        """Remember which runtime the app can run."""
-        self._runtime = runtime
-
-    def authorise(self, manifest: Manifest) -> Target:
-        """Return the manifest's artifact; raise TrustError if revoked or for another runtime."""
-        artifact = manifest.required_artifact()
-        if artifact.runtime != self._runtime:
-            message = (
-                f"The server offers {manifest.model} {manifest.label} for the runtime "
-                f"{artifact.runtime!r}; this app runs {self._runtime!r}."
-            )
-            raise TrustError(message)
-        if artifact.sha256 in manifest.revoked:
-            message = (
-                f"{manifest.model} {manifest.label} is revoked by the manifest that offers it."
-            )
-            raise TrustError(message)
-        return Target(artifact.sha256, artifact.size_bytes, artifact.path)

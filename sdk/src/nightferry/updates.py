@@ -1,40 +1,52 @@
-"""How a release gets in: ask, bring in, put in use, and the ways back.
+"""How a release gets in: ask, believe what is signed, bring in, test.
 
-Every step writes the next state before its effect shows (see ``nightferry.state``).
+Every step writes the next state before its effect shows (see ``nightferry.state``). What comes of
+it in use is the matter of ``nightferry.trial``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nightferry import log
-from nightferry.device import DeviceProbe, check_conditions, platform_facts
+from nightferry.acquisition import Acquisition, Leave, Phases
+from nightferry.device import DeviceProbe, platform_facts
 from nightferry.errors import (
     ArtifactGoneError,
+    ConditionsNotMetError,
     IntegrityError,
     InvalidManifestError,
     NetworkError,
     NightferryError,
+    NoTrustedRootError,
+    SelfTestError,
+    SelfTestUnrunnableError,
+    TargetUnlistedError,
+    TrustError,
 )
 from nightferry.manifest import Document, Kind, Manifest, parse_manifest
-from nightferry.models import DownloadConditions, Model, ModelState, Update
-from nightferry.state import Installed, State
+from nightferry.models import DownloadConditions, ModelState, Update
+from nightferry.state import MAX_TESTS, Installed, Phase, State, same_release
+from nightferry.trust import REFRESH_AFTER_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nightferry.events import EventQueue
     from nightferry.inventory import Inventory
+    from nightferry.models import Transfer
     from nightferry.network import Network
     from nightferry.timing import Timing
-    from nightferry.trust import Verifier
+    from nightferry.trial import Trial
+    from nightferry.trust import Authorisation, Verifier
 
 Progress = Callable[[int, int], object]
 
-_ANYTHING_GOES = DownloadConditions()
+_UNDER_WAY = frozenset({Phase.DOWNLOADING, Phase.VERIFYING})
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,18 @@ class Collaborators:
     network: Network
     verifier: Verifier
     events: EventQueue
+    trial: Trial
     probe: DeviceProbe
     timing: Timing
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an update is wished: under which conditions, until when, and who hears of it."""
+
+    conditions: DownloadConditions | None
+    stopped: Callable[[], bool]
+    report: Progress
 
 
 class Updates:
@@ -57,6 +79,7 @@ class Updates:
         collaborators: Collaborators,
         *,
         channel: str,
+        runtime: str,
         facts: Mapping[str, str],
         device: Callable[[], str],
     ) -> None:
@@ -67,100 +90,56 @@ class Updates:
         self._network = collaborators.network
         self._verifier = collaborators.verifier
         self._events = collaborators.events
+        self._trial = collaborators.trial
         self._probe = collaborators.probe
         self._timing = collaborators.timing
+        self._acquisition = Acquisition(self._inventory, self._network, self._verifier)
         self._channel = channel
+        self._runtime = runtime
         self._facts = facts
         self._device = device
+        self._refreshed_at: dict[str, float] = {}
+        self._refusals: set[tuple[str, str, str]] = set()
 
     def ask(self, name: str, *, afresh: bool = False) -> State:
-        """Ask the server what to run and remember the answer.
+        """Ask the server what to run, and what is signed; remember both.
 
         Args:
             name: the model's slug.
             afresh: without the validator of the last answer.
 
         Raises:
-            NetworkError, RequestRefusedError, ProtocolError: what is in use stays.
+            NetworkError, RequestRefusedError, ProtocolError, TrustError: what is in use stays.
 
         """
-        before = self._inventory.forget_missing(name)
-        current = self._inventory.label(name)
-        etag = "" if afresh else _usable_etag(before, current)
+        self._states.update(name, State.checking)
         try:
-            answer = self._network.transport().get(
-                f"/models/{name}/update", self._query(before, current), etag
-            )
+            return self._ask(name, afresh=afresh)
         except NetworkError as error:
             self._remember_retry_after(name, error)
             raise
-        now = self._timing.now()
-        if answer.status == 304:  # noqa: PLR2004
-            return self._states.update(name, lambda state: state.unchanged(now))
-        if answer.status == 204:  # noqa: PLR2004
-            return self._states.update(name, lambda state: state.nothing_offered(now))
-        manifest = _read_manifest(name, answer.document)
-        state = self._states.update(name, lambda state: state.answered(manifest, answer.etag, now))
-        self._obey_revocations(name, before, state)
-        self._tell_assignment(before, state)
-        return state
+        finally:
+            self._states.update(name, State.settled)
 
-    def update(self, name: str, conditions: DownloadConditions | None, report: Progress) -> bool:
-        """Ask, bring in and put in use what is not held back; tell whether something changed."""
+    def bring_in(self, name: str, wish: Wish) -> bool:
+        """Ask, and make ready what is not held back; tell whether something is newly ready."""
         state = self.ask(name)
         held_back = state.held_back(self._timing.now())
         if held_back is not None:
             log.info("%s: not installed, since %s.", name, held_back)
         if held_back is not None or state.pending() is None:
             return False
-        before = self._inventory.label(name)
-        self._stage(name, state, conditions, report)
-        self.activate(name)
-        return self._inventory.label(name) != before
+        was_ready = _is_ready(state)
+        self._stage(name, state, wish)
+        return _is_ready(self._states.load(name)) and not was_ready
 
-    def fetch(self, name: str, conditions: DownloadConditions | None, report: Progress) -> bool:
-        """Ask and bring in, also what is held back; tell whether something is to be activated."""
+    def fetch(self, name: str, wish: Wish) -> bool:
+        """Ask and make ready, also what is held back; tell whether something is to be activated."""
         state = self.ask(name)
         if state.pending() is None:
             return False
-        self._stage(name, state, conditions, report)
+        self._stage(name, state, wish)
         return True
-
-    def activate(self, name: str) -> None:
-        """Put the staged release in use, or the embedded model if the server wants that."""
-        before = self._states.load(name)
-        state = self._states.update(name, self._next_active)
-        if state.active == before.active:
-            return
-        if state.active is not None:
-            log.info("%s %s is in use now.", name, state.active.manifest.label)
-            self._record("activated", state.active)
-        else:
-            reason = state.offered.reason if state.offered else ""
-            self._tell_roll_back(name, before.active, reason)
-        self._inventory.remove_unreferenced(before.referenced())
-
-    def fall_back(self, name: str, reason: str) -> None:
-        """Leave the release in use, which failed, for the previous one, else the embedded one."""
-        before = self._states.load(name)
-        now = self._timing.now()
-        state = self._states.update(name, lambda state: state.fallen_back("reported", now))
-        failed = before.active
-        if failed is None:
-            current = self._inventory.current(name)
-            if current is not None:
-                self._events.record("failed", current, {"code": "reported", "reason": reason})
-            return
-        self._record("failed", failed, code="reported", reason=reason)
-        self._tell_roll_back(name, failed, "reported")
-        self._inventory.remove_unreferenced(before.referenced() - state.referenced())
-
-    def confirm(self, name: str) -> None:
-        """Note, once per release, that the app is content with it."""
-        active = self._states.load(name).active
-        if active is not None and not active.confirmed:
-            self._states.update(name, State.confirmed)
-            self._record("confirmed", active)
 
     def describe(self, state: State) -> Update | None:
         """Return what the server wants changed, None where nothing is."""
@@ -168,8 +147,6 @@ class Updates:
         if manifest is None:
             return None
         artifact = manifest.artifact if manifest.kind is Kind.UPDATE else None
-        size_bytes = artifact.size_bytes if artifact else 0
-        is_here = artifact is None or self._cache.has(artifact.sha256, size_bytes)
         return Update(
             name=manifest.model,
             label=manifest.label,
@@ -178,10 +155,66 @@ class Updates:
             reason=manifest.reason,
             notes=manifest.notes,
             mandatory=manifest.mandatory,
-            size_bytes=size_bytes,
-            download_bytes=0 if is_here else size_bytes,
+            size_bytes=artifact.size_bytes if artifact else 0,
+            download_bytes=self._download_bytes(manifest),
             held_back=state.held_back(self._timing.now()),
         )
+
+    # Asking
+
+    def _ask(self, name: str, *, afresh: bool) -> State:
+        is_fresh = self._refresh_if_due(name)
+        before = self._inventory.forget_missing(name)
+        current = self._inventory.label(name)
+        etag = "" if afresh else _usable_etag(before, current)
+        answer = self._network.transport().get(
+            f"/models/{name}/update", self._query(before, current), etag
+        )
+        now = self._timing.now()
+        if answer.status == 304:  # noqa: PLR2004
+            return self._states.update(name, lambda state: state.unchanged(now))
+        if answer.status == 204:  # noqa: PLR2004
+            return self._states.update(name, lambda state: state.nothing_offered(now))
+        manifest = _read_manifest(name, answer.document)
+        state = self._states.update(name, lambda state: state.answered(manifest, answer.etag, now))
+        self._tell_assignment(before, state)
+        return state if is_fresh else self._refresh(name)
+
+    def _refresh_if_due(self, name: str) -> bool:
+        """Bring the metadata up to date where they are old; return whether that was done.
+
+        Also where every answer is 304: a server that somebody holds still is noticed.
+        """
+        at = self._states.load(name).refreshed_at
+        is_due = at is None or not 0 <= self._timing.now() - at < REFRESH_AFTER_S
+        if is_due:
+            self._refresh(name)
+        return is_due
+
+    def _refresh(self, name: str) -> State:
+        """Bring the metadata up to date and obey the policy; revoked files go."""
+        try:
+            policy = self._verifier.refresh(name)
+        except TrustError as error:
+            self._tell_refused(name, error)
+            raise
+        now = self._timing.now()
+        before = self._states.load(name)
+        state = self._states.update(
+            name,
+            lambda state: state.informed(
+                min_counter=policy.min_counter,
+                revoked=policy.revoked,
+                embedded_ordered=self._channel in policy.embedded_channels,
+                now=now,
+            ),
+        )
+        self._refreshed_at[name] = now
+        if before.active and before.active.sha256 in state.revoked:
+            self._trial.tell_roll_back(name, before.active, "revoked")
+        self._inventory.remove_unreferenced(before.referenced() - state.referenced())
+        self._inventory.remove_unreferenced(state.revoked)
+        return state
 
     def _query(self, state: State, current: str) -> dict[str, str]:
         query = {
@@ -202,13 +235,6 @@ class Updates:
             until = self._timing.now() + error.retry_after_s
             self._states.update(name, lambda state: state.sent_away(until))
 
-    def _obey_revocations(self, name: str, before: State, state: State) -> None:
-        """Delete revoked files; the state that no longer names them is on disk already."""
-        if before.active and before.active.sha256 in state.revoked:
-            self._tell_roll_back(name, before.active, "revoked")
-        self._inventory.remove_unreferenced(before.referenced() - state.referenced())
-        self._inventory.remove_unreferenced(state.revoked)
-
     def _tell_assignment(self, before: State, state: State) -> None:
         """Record which release and arm this installation was given, when that is news."""
         offered = state.offered
@@ -217,82 +243,155 @@ class Updates:
         known = before.offered
         if known and (known.label, known.enrolment) == (offered.label, offered.enrolment):
             return
-        path = self._cache.relative_path_of(offered.artifact.sha256)
-        self._record("assigned", Installed(offered, path), reason=offered.reason)
+        self._record("assigned", self._as_installed(offered), reason=offered.reason)
 
-    def _stage(
-        self,
-        name: str,
-        state: State,
-        conditions: DownloadConditions | None,
-        report: Progress,
-    ) -> None:
+    def _tell_refused(self, name: str, error: TrustError) -> None:
+        """Record, once per process, why what the server offers is not believed."""
+        if isinstance(error, NoTrustedRootError):
+            return
+        pending = self._states.load(name).pending()
+        label = pending.label if pending else ""
+        if (name, label, error.code) in self._refusals:
+            return
+        self._refusals.add((name, label, error.code))
+        data: Document = {"code": error.code, "reason": str(error)}
+        if pending is not None and pending.artifact is not None:
+            self._record("failed", self._as_installed(pending), **data)
+        elif (current := self._inventory.current(name)) is not None:
+            self._events.record("failed", current, data)
+
+    # Bringing in
+
+    def _stage(self, name: str, state: State, wish: Wish) -> None:
         manifest = state.pending()
         if manifest is None or manifest.kind is Kind.ROLLBACK_TO_EMBEDDED:
             return
         try:
-            self._bring_in(name, manifest, conditions, report)
+            self._bring_in(name, manifest, wish)
         except ArtifactGoneError:
             # Withdrawn since the manifest was made, or an expired address: the server knows.
             renewed = self.ask(name, afresh=True).pending()
             if renewed is not None and renewed.kind is not Kind.ROLLBACK_TO_EMBEDDED:
-                self._bring_in(name, renewed, conditions, report)
+                self._bring_in(name, renewed, wish)
+        self._test(name)
 
-    def _bring_in(
-        self,
-        name: str,
-        manifest: Manifest,
-        conditions: DownloadConditions | None,
-        report: Progress,
-    ) -> None:
-        target = self._verifier.authorise(manifest)
-        staged = Installed(manifest, self._cache.relative_path_of(target.sha256))
-        if not self._cache.has(target.sha256, target.size_bytes):
-            check_conditions(conditions or _ANYTHING_GOES, self._probe, target.size_bytes)
-            self._states.update(name, State.downloading)
-            started = time.monotonic()
+    def _bring_in(self, name: str, manifest: Manifest, wish: Wish) -> None:
+        state = self._states.load(name)
+        staged = state.staged
+        is_same = staged is not None and same_release(staged.manifest, manifest)
+        if staged and is_same and self._inventory.is_usable(staged, state):
+            return
+        granted = self._authorise(name, manifest)
+        leave = Leave(wish.conditions, self._probe, wish.stopped, wish.report)
+        installed = self._as_installed(manifest, granted)
+        started = time.monotonic()
+        try:
+            transfer = self._acquisition.acquire(
+                manifest,
+                granted.target,
+                leave,
+                Phases(
+                    downloading=lambda: self._states.update(name, State.downloading),
+                    verifying=lambda: self._states.update(name, State.verifying),
+                ),
+            )
+        except IntegrityError as error:
+            self._note_failure(name, installed, error)
+            raise
+        except NightferryError as error:
+            waits = isinstance(error, NetworkError | ConditionsNotMetError)
+            self._states.update(name, lambda state: _interrupted(state, waits=waits))
+            raise
+        if transfer.received_bytes or transfer.resumed_bytes:
+            self._tell_transfer(installed, transfer, time.monotonic() - started)
+        self._states.update(name, lambda state: state.with_staged(installed, transfer))
+
+    def _authorise(self, name: str, manifest: Manifest) -> Authorisation:
+        """Return what was signed for this release; raise TrustError to refuse."""
+        at = self._refreshed_at.get(name)
+        if at is None or not 0 <= self._timing.now() - at < REFRESH_AFTER_S:
+            self._refresh(name)
+        try:
             try:
-                # A patch from a cached release will be tried here, before the whole file.
-                receipt = self._network.downloader().fetch(
-                    target, f"{name} {manifest.label}", report
+                return self._verifier.authorise(manifest, floor=self._states.load(name).floor)
+            except TargetUnlistedError:
+                # Perhaps released between the metadata and the update check.
+                self._refresh(name)
+                return self._verifier.authorise(manifest, floor=self._states.load(name).floor)
+        except TrustError as error:
+            self._tell_refused(name, error)
+            raise
+
+    def _test(self, name: str) -> None:
+        """Run the self-test of the staged file where there is one and it can be run here."""
+        staged = self._states.load(name).staged
+        if staged is None or staged.is_ready:
+            return
+        if staged.manifest.selftest:
+            from nightferry.selftest import is_runnable
+
+            if is_runnable(self._runtime):
+                self._run_test(name, staged)
+        self._states.update(name, State.passed)
+
+    def _run_test(self, name: str, staged: Installed) -> None:
+        from nightferry.selftest import run_selftest
+
+        manifest = staged.manifest
+        try:
+            if staged.tests >= MAX_TESTS:
+                raise SelfTestUnrunnableError(
+                    f"{name} {manifest.label} was not done with its self-test when the app ended, "
+                    f"{staged.tests} times."
                 )
-            except IntegrityError as error:
-                self._note_failure(name, staged, error)
-                raise
-            self._record(
-                "downloaded",
-                staged,
-                received_bytes=receipt.received_bytes,
-                resumed_bytes=receipt.resumed_bytes,
-                duration_ms=round((time.monotonic() - started) * 1000),
+            self._states.update(name, State.testing)
+            report = run_selftest(
+                self._cache.path_of(staged.sha256),
+                preprocessing=manifest.preprocessing,
+                selftest=manifest.selftest,
+                expected_sha256=_sha256_of_text(manifest.selftest.get("data")),
             )
-        self._states.update(name, lambda state: state.with_staged(staged))
+        except SelfTestError as error:
+            self._note_failure(name, staged, error)
+            self._inventory.remove_unreferenced(frozenset({staged.sha256}))
+            raise
+        log.info("%s %s: self-test in %.1f ms.", name, manifest.label, report.latency_ms)
 
-    def _note_failure(self, name: str, staged: Installed, error: NightferryError) -> None:
+    def _note_failure(self, name: str, installed: Installed, error: NightferryError) -> None:
         now = self._timing.now()
-        self._states.update(name, lambda state: state.failed(staged.manifest, error.code, now))
-        self._record("failed", staged, code=error.code, reason=str(error))
+        self._states.update(name, lambda state: state.failed(installed.manifest, error.code, now))
+        self._record("failed", installed, code=error.code, reason=str(error))
 
-    def _next_active(self, state: State) -> State:
-        """Return the state after activation: staged and still here, embedded if wanted, or same."""
-        offered = state.pending()
-        if offered is not None and offered.kind is Kind.ROLLBACK_TO_EMBEDDED:
-            return state.rolled_back_to_embedded()
-        if state.staged is not None and self._inventory.is_usable(state.staged, state):
-            return state.activated()
-        return replace(state, staged=None)
+    def _download_bytes(self, manifest: Manifest) -> int:
+        """Return what bringing in would cost now, in bytes."""
+        artifact = manifest.artifact
+        if manifest.kind is not Kind.UPDATE or artifact is None:
+            return 0
+        if self._cache.has(artifact.sha256, artifact.size_bytes):
+            return 0
+        found = self._acquisition.usable_patch(manifest)
+        return found[0].size_bytes if found else artifact.size_bytes
 
-    def _tell_roll_back(self, name: str, left: Installed | None, reason: str) -> None:
-        if left is not None:
-            to = self._inventory.label(name)
-            log.warning(
-                "%s %s is out of use (%s).", name, left.manifest.label, reason or "rolled back"
-            )
-            self._record("rolled_back", left, to=to, reason=reason)
+    def _tell_transfer(self, installed: Installed, transfer: Transfer, duration_s: float) -> None:
+        data: Document = {
+            "received_bytes": transfer.received_bytes,
+            "resumed_bytes": transfer.resumed_bytes,
+            "size_bytes": transfer.size_bytes,
+            "by_patch": transfer.by_patch,
+            "duration_ms": round(duration_s * 1000),
+        }
+        if transfer.patch_error:
+            data["patch_error"] = transfer.patch_error
+        self._record("downloaded", installed, **data)
+
+    def _as_installed(self, manifest: Manifest, granted: Authorisation | None = None) -> Installed:
+        path = self._cache.relative_path_of(manifest.required_artifact().sha256)
+        if granted is None:
+            return Installed(manifest, path)
+        return Installed(manifest, path, counter=granted.counter, mandatory=granted.mandatory)
 
     def _record(self, kind: str, installed: Installed, **data: object) -> None:
-        model: Model = self._inventory.model(installed, ModelState.ACTIVE)
-        self._events.record(kind, model, data)
+        self._events.record(kind, self._inventory.model(installed, ModelState.STAGED), data)
 
 
 def _read_manifest(name: str, document: Document) -> Manifest:
@@ -313,3 +412,16 @@ def _usable_etag(state: State, current: str) -> str:
     if offered is None or (offered.kind is Kind.NONE and offered.label != current):
         return ""
     return state.etag
+
+
+def _interrupted(state: State, *, waits: bool) -> State:
+    """Return the state of a transfer that ended early: it waits, or is to be begun anew."""
+    return state.paused() if waits and state.phase in _UNDER_WAY else state.settled()
+
+
+def _is_ready(state: State) -> bool:
+    return state.staged is not None and state.staged.is_ready
+
+
+def _sha256_of_text(text: object) -> str | None:
+    return hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None

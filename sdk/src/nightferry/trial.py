@@ -1,0 +1,174 @@
+"""How a release that is ready comes into use, proves itself, or goes out of use again.
+
+A release newly in use is on trial. It is confirmed when the app says so or its predictions were
+good often enough. It goes out of use when the app reports a failure, or when two processes began
+to use it and neither confirmed it nor had one good prediction: so it looks when a model takes the
+app down with it. One such start alone proves nothing. A confirmed release is never judged so, nor
+one without anything to return to.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nightferry import log
+from nightferry.errors import EmbeddedModelError
+from nightferry.models import ActivationMode, Model, ModelState
+from nightferry.state import Installed, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightferry.events import EventQueue
+    from nightferry.inventory import Inventory
+    from nightferry.timing import Timing
+
+# What this process has begun to use: a process is one start, however many clients it makes.
+_begun: set[tuple[object, ...]] = set()
+
+
+class Trial:
+    """Decides what is in use. Every step writes the next state before its effect shows."""
+
+    def __init__(
+        self, inventory: Inventory, events: EventQueue, timing: Timing, mode: ActivationMode
+    ) -> None:
+        """Use these parts."""
+        self._inventory = inventory
+        self._states = inventory.states
+        self._events = events
+        self._timing = timing
+        self._mode = mode
+
+    def take(self, name: str) -> Model | None:
+        """Return the model to run now, which this process begins to use with that; None for none.
+
+        What is ready comes into use first, where the mode says so, and what crashed goes.
+        Raises EmbeddedModelError where only the embedded model is left and it is unusable.
+        """
+        state = self._states.load(name)
+        is_ready = state.staged is not None and state.staged.is_ready
+        if self._mode is not ActivationMode.MANUAL and (is_ready or state.wants_embedded()):
+            self.activate(name)
+        for _ in range(3):  # the active release and the one before it may both have crashed
+            model = self._inventory.current(name)
+            if model is None or model.is_embedded or not self._begin(name, model):
+                break
+        return model
+
+    def settle(self, name: str, *, at_once: bool) -> None:
+        """Put in use what was brought in, if now is the time: the app waits for it, or it must be.
+
+        Where there is no model at all, the first one is used whatever the mode.
+        """
+        state = self._states.load(name)
+        is_urgent = state.wants_embedded() or bool(state.staged and state.staged.mandatory)
+        may = self._mode is not ActivationMode.MANUAL
+        now = self._mode is ActivationMode.IMMEDIATE or at_once or is_urgent
+        if (may and now) or not self._has_model(name):
+            self.activate(name)
+
+    def activate(self, name: str) -> None:
+        """Put the release that is ready in use, or the embedded model if that is ordered."""
+        before = self._states.load(name)
+        state = self._states.update(name, self._next_active)
+        if state.active == before.active:
+            return
+        if state.active is not None:
+            log.info("%s %s is in use now.", name, state.active.manifest.label)
+            self._record("activated", state.active)
+        else:
+            reason = state.offered.reason if state.offered else ""
+            self.tell_roll_back(name, before.active, reason)
+        patches = state.active.manifest.patches if state.active else ()
+        leftovers = frozenset(patch.sha256 for patch in patches)
+        self._inventory.remove_unreferenced(before.referenced() | leftovers)
+
+    def succeeded(self, model: Model) -> bool:
+        """Count a good prediction; tell whether nothing more needs counting for this model."""
+        active = self._states.load(model.name).active
+        if active is None or not _is_of(active, model) or active.confirmed:
+            return True
+        state = self._states.update(model.name, _if_active(model, State.succeeded))
+        if state.active is None or not state.active.confirmed:
+            return False
+        self._record("confirmed", state.active, by="predictions")
+        return True
+
+    def confirm(self, name: str) -> None:
+        """Note, once per release, that the app is content with it."""
+        active = self._states.load(name).active
+        if active is not None and not active.confirmed:
+            self._states.update(name, State.confirmed)
+            self._record("confirmed", active, by="app")
+
+    def fall_back(self, name: str, code: str, reason: str) -> None:
+        """Leave the release in use, which failed, for the previous one, else the embedded one."""
+        before = self._states.load(name)
+        now = self._timing.now()
+        state = self._states.update(name, lambda state: state.fallen_back(code, now))
+        failed = before.active
+        if failed is None:
+            current = self._inventory.current(name)
+            if current is not None:
+                self._events.record("failed", current, {"code": code, "reason": reason})
+            return
+        self._record("failed", failed, code=code, reason=reason)
+        self.tell_roll_back(name, failed, code)
+        self._inventory.remove_unreferenced(before.referenced() - state.referenced())
+
+    def tell_roll_back(self, name: str, left: Installed | None, reason: str) -> None:
+        """Record that a release is out of use."""
+        if left is not None:
+            to = self._inventory.label(name)
+            log.warning(
+                "%s %s is out of use (%s).", name, left.manifest.label, reason or "rolled back"
+            )
+            self._record("rolled_back", left, to=to, reason=reason)
+
+    def _begin(self, name: str, model: Model) -> bool:
+        """Count the start of a process; return True where the release has crashed and was left."""
+        key = (os.getpid(), self._states.path_of(name), model.label, model.sha256)
+        if key in _begun:
+            return False
+        state = self._states.load(name)
+        active = state.active
+        if active is not None and _is_of(active, model):
+            if active.has_crashed and self._inventory.has_way_back(name, state):
+                self.fall_back(name, "crashed", f"started {active.starts} times in vain")
+                return True
+            if not active.confirmed:
+                self._states.update(name, _if_active(model, State.started))
+        _begun.add(key)
+        self._inventory.cache.touch(model.sha256)
+        return False
+
+    def _next_active(self, state: State) -> State:
+        """Return the state after activation: ready and still here, embedded if ordered, or same."""
+        if state.wants_embedded():
+            return state.rolled_back_to_embedded()
+        if state.staged is None or not state.staged.is_ready:
+            return state
+        if self._inventory.is_usable(state.staged, state):
+            return state.activated()
+        return replace(state, staged=None).settled()
+
+    def _has_model(self, name: str) -> bool:
+        try:
+            return self._inventory.current(name) is not None
+        except EmbeddedModelError:
+            return False
+
+    def _record(self, kind: str, installed: Installed, **data: object) -> None:
+        self._events.record(kind, self._inventory.model(installed, ModelState.ACTIVE), data)
+
+
+def _is_of(installed: Installed, model: Model) -> bool:
+    return (installed.manifest.label, installed.sha256) == (model.label, model.sha256)
+
+
+def _if_active(model: Model, change: Callable[[State], State]) -> Callable[[State], State]:
+    """Return the change where that release is in use still; another process may have left it."""
+    return lambda state: change(state) if state.active and _is_of(state.active, model) else state
