@@ -229,6 +229,8 @@ NIGHTFERRY_TEST_HANDLERS = env.text("NIGHTFERRY_TEST_HANDLERS", "")
 DECISION_REFRESH_S = env.integer("DECISION_REFRESH_S", 2, minimum=1, maximum=3600)
 POLL_INTERVAL_S = env.integer("POLL_INTERVAL_S", 6 * 3600, minimum=900, maximum=86_400)
 POLL_JITTER_PCT = env.integer("POLL_JITTER_PCT", 20, maximum=50)
+# Raw events are deleted after so long; what was counted from them stays.
+TELEMETRY_KEEP_DAYS = env.integer("TELEMETRY_KEEP_DAYS", 30, minimum=2)
 
 # --- Signed metadata --------------------------------------------------------------------------
 # Only names and places: keys are read by the process that signs (server/trust/signers.py).

@@ -16,6 +16,7 @@ api: list[URLPattern | URLResolver] = [
     path("", include("server.registry.urls")),
     path("", include("server.training.urls")),
     path("", include("server.rollouts.urls")),
+    path("", include("server.telemetry.urls")),
     path("", include("server.console.urls")),
     path("schema", SpectacularAPIView.as_view(), name="schema"),
     path("docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),

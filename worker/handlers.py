@@ -47,6 +47,9 @@ TICKS: Final[dict[str, str]] = {
     names.NIGHTLY: "worker.pipelines.nightly:tick",
     names.RENEW: "worker.pipelines.publishing:renew",
     names.CATCH_UP: "worker.pipelines.publishing:catch_up",
+    names.DRAIN: "worker.pipelines.telemetry:drain",
+    names.SUMMARISE: "worker.pipelines.telemetry:summarise",
+    names.UPKEEP: "worker.pipelines.telemetry:upkeep",
 }
 
 

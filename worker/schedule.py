@@ -11,6 +11,9 @@ from server.jobs import names
 NIGHTLY_TICK_S = 60
 CATCH_UP_S = 60
 RENEW_S = 3600
+DRAIN_S = 5
+SUMMARISE_S = 60
+UPKEEP_S = 3600
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -22,6 +25,9 @@ def entries() -> dict[str, dict[str, Any]]:
             CATCH_UP_S, names.CATCH_UP, names.SIGNING_QUEUE
         ),
         "Sign metadata again before they expire": _every(RENEW_S, names.RENEW, names.SIGNING_QUEUE),
+        "Count the events that wait": _every(DRAIN_S, names.DRAIN),
+        "Count days again whose events changed": _every(SUMMARISE_S, names.SUMMARISE),
+        "Look for silent installations and old events": _every(UPKEEP_S, names.UPKEEP),
     }
 
 

@@ -30,6 +30,8 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("Releases", "rocket_launch", "rollouts_release"),
             ("Recalls", "undo", "rollouts_recall"),
             ("Trust", "verified_user", "trust_metadatafile"),
+            ("Fleet", "devices", "telemetry_installation"),
+            ("Telemetry", "query_stats", "telemetry_releasearm"),
             ("Events", "monitoring", "telemetry_event"),
             ("Application keys", "key", "delivery_applicationkey"),
         ),

@@ -31,9 +31,12 @@ REAP: Final = "jobs.reap"
 NIGHTLY: Final = "training.nightly"
 RENEW: Final = "trust.renew"
 CATCH_UP: Final = "trust.catch_up"
+DRAIN: Final = "telemetry.drain"
+SUMMARISE: Final = "telemetry.summarise"
+UPKEEP: Final = "telemetry.upkeep"
 
 # Called by the clock, not kept in the ledger: a call that is lost is made up for by the next.
-PERIODIC: Final = (REAP, NIGHTLY, RENEW, CATCH_UP)
+PERIODIC: Final = (REAP, NIGHTLY, RENEW, CATCH_UP, DRAIN, SUMMARISE, UPKEEP)
 
 # Jobs that only tests send; taken only where NIGHTFERRY_TEST_HANDLERS is set.
 TEST_PREFIX: Final = "test."
