@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 from nightferry.selftest import SelfTestReport, run_selftest
 
+from server import blobs
+from server.registry import actions as registry
+from server.registry.models import ModelVersion
+from tests.support.factories import make_model
 from tests.worker.ml.conftest import BACKBONE, LABELS, SMALL_SIDE, Photos
 from worker.ml import compilers, training
 from worker.ml.architectures import find_architecture
@@ -21,6 +26,7 @@ from worker.ml.errors import ModelUnusable
 from worker.ml.preprocessing import Preprocessing, default_preprocessing
 from worker.ml.selftest import SelfTest, draw_picture, enlarge, make_selftest
 from worker.ml.weights import find_weights
+from worker.pipelines import variants
 
 if TYPE_CHECKING:
     import keras
@@ -201,3 +207,43 @@ def test_pictures_are_enlarged_as_the_format_says() -> None:
     assert large.shape == (33, 50, 3)
     for y, x in ((0, 0), (32, 49), (17, 3), (2, 31)):
         assert (large[y, x] == picture[y * 16 // 33, x * 16 // 50]).all()
+
+
+@pytest.mark.django_db
+def test_a_night_records_it_with_each_file(trained: Trained) -> None:
+    class Log:
+        """What a run's log is told."""
+
+        lines: list[str] = []
+
+        def progress(self, *_: object) -> None:
+            pass
+
+        def say(self, stage: str, text: str, level: str = "info") -> None:
+            self.lines.append(f"{stage} {level}: {text}")
+
+    version = registry.draft_version(
+        model=make_model(labels=LABELS),
+        source=ModelVersion.Source.TRAINED,
+        labels=LABELS,
+        lineage={},
+        preprocessing=PREPROCESSING.to_manifest(),
+    )
+    reference = variants.Reference(
+        trained.network,
+        images=(),
+        targets=np.zeros(0, np.int64),
+        probabilities=np.zeros((0, len(LABELS)), np.float32),
+        calibration=(),
+        preprocessing=PREPROCESSING,
+    )
+    kinds = ["tflite:float32", "coreml:float16"]
+    log: Any = Log()
+    with_test, without = variants.compile_variants(
+        version, reference, kinds=kinds, tolerance=1.0, store=blobs.store(), reporter=log
+    )
+    assert with_test.selftest["sha256"] == (
+        hashlib.sha256(with_test.selftest["data"].encode()).hexdigest()
+    )
+    assert without.selftest == {}
+    assert any("self-test of 4 pictures" in line for line in log.lines)
