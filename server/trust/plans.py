@@ -224,11 +224,10 @@ def current_keys(change: Change, kind: str) -> dict[str, Key]:
 
 
 def _is_due(change: Change, role: str) -> bool:
-    signed = change.view[role].signed
-    left = signed.expires - change.now
+    left = change.view.stored[role].expires_at - change.now
     if role == roles.TIMESTAMP:
-        return bool(roles.life_of(role) - left >= _TIMESTAMP_AGE)
-    return bool(left < roles.life_of(role) * _RENEW_BELOW)
+        return roles.life_of(role) - left >= _TIMESTAMP_AGE
+    return left < roles.life_of(role) * _RENEW_BELOW
 
 
 def _replace(root: Root, kind: str, keys: Sequence[Key]) -> None:
@@ -249,7 +248,7 @@ def _require_next(change: Change, role: str, document: Document) -> None:
     if role not in (roles.ROOT, roles.TARGETS):
         message = f"Only root and targets are signed elsewhere, not {role}."
         raise InvalidInput(message, code="invalid_metadata")
-    expected = change.view[role].signed.version + 1 if role in change.view else 1
+    expected = change.version(role) + 1 if role in change.view else 1
     if document.signed.version != expected:
         message = (
             f"This is version {document.signed.version} of {role}, and the next is {expected}."

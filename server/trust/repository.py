@@ -15,6 +15,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection, transaction
@@ -45,28 +46,41 @@ Plan = Callable[["Change"], None]
 _SERIALIZER = JSONSerializer(compact=True)
 
 
-class View:
-    """The newest metadata of every role; parsed when first asked for."""
+@dataclass(frozen=True)
+class Stored:
+    """The newest file of a role, but for its content."""
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = files
+    pk: int
+    version: int
+    expires_at: dt.datetime
+
+
+class View:
+    """The newest metadata of every role; fetched and parsed when first asked for.
+
+    There is a file for every model, and most changes concern one of them.
+    """
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self.stored = stored
         self._parsed: dict[str, Document] = {}
 
     @classmethod
     def load(cls) -> View:
         """Read what is stored."""
-        rows = queries.current_files().values_list("role", "content")
-        return cls({role: bytes(content) for role, content in rows})
+        rows = queries.current_files().values_list("role", "pk", "version", "expires_at")
+        return cls({role: Stored(pk, version, expires) for role, pk, version, expires in rows})
 
     def __contains__(self, role: object) -> bool:
-        return role in self._files
+        return role in self.stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self.stored)
 
     def __getitem__(self, role: str) -> Document:
         if role not in self._parsed:
-            self._parsed[role] = Metadata.from_bytes(self._files[role])
+            file = MetadataFile.objects.get(pk=self.stored[role].pk)
+            self._parsed[role] = Metadata.from_bytes(bytes(file.content))
         return self._parsed[role]
 
 
@@ -81,6 +95,12 @@ class Change:
     def latest(self, role: str) -> Document:
         """Return the new version of a role, else the stored one."""
         return self.new[role] if role in self.new else self.view[role]
+
+    def version(self, role: str) -> int:
+        """Return the newest version of a role."""
+        if role in self.new:
+            return int(self.new[role].signed.version)
+        return self.view.stored[role].version
 
     @property
     def root(self) -> Root:
@@ -135,7 +155,7 @@ class Change:
             elif not self._holds(role):
                 self.renew(role)
         self._close_snapshot()
-        snapshot = MetaFile(self.latest(roles.SNAPSHOT).signed.version)
+        snapshot = MetaFile(self.version(roles.SNAPSHOT))
         if roles.TIMESTAMP not in self.view:
             self.start(roles.TIMESTAMP, Timestamp(snapshot_meta=snapshot))
         elif (
@@ -204,7 +224,7 @@ class Change:
 
     def _close_snapshot(self) -> None:
         listed = {roles.TARGETS, *self.delegated}
-        meta = {f"{role}.json": MetaFile(self.latest(role).signed.version) for role in listed}
+        meta = {f"{role}.json": MetaFile(self.version(role)) for role in listed}
         if roles.SNAPSHOT not in self.view:
             self.start(roles.SNAPSHOT, Snapshot(meta=meta))
         elif self.view[roles.SNAPSHOT].signed.meta != meta or not self._holds(roles.SNAPSHOT):

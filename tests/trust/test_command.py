@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 from server.domain.errors import DomainError
 from server.trust import actions, queries, roles, signers
 from tests.trust.device import Device, look
-from tests.trust.factories import make_target, publish
+from tests.trust.factories import make_ecdsa_key, make_target, publish
 
 if TYPE_CHECKING:
     from pytest_django.fixtures import SettingsWrapper
@@ -169,6 +169,25 @@ def test_a_ceremony_on_one_machine_refuses_to_write_over_anything(
     assert (tmp_path / "root.json").read_bytes() == queries.trusted_root()
     look([Device(tmp_path / "device", (tmp_path / "root.json").read_bytes())], [make_target()])
     assert "Nothing had to be signed" in trust("renew")
+
+
+def test_configured_keys_are_used_and_none_of_their_kind_is_made(
+    tmp_path: Path, settings: SettingsWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUST_SNAPSHOT_KEY", make_ecdsa_key(tmp_path / "snapshot"))
+    settings.TRUST_URIS = {"timestamp": "awskms:alias/timestamp"}
+    with pytest.raises(CommandError, match="--public timestamp=FILE"):
+        trust("init")
+    settings.TRUST_URIS = {}
+    assert list(tmp_path.glob("keys/*.pem")) == []
+
+    trust("init")
+
+    assert sorted(path.name[:5] for path in settings.TRUST_KEYS.glob("*.pem")) == [
+        "model", "root-", "root-", "root-", "targe", "times",
+    ]  # fmt: skip
+    _publish()
+    look([Device(tmp_path / "device")], [make_target()])
 
 
 @pytest.mark.parametrize(

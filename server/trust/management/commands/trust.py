@@ -298,7 +298,7 @@ def _ask(path: Path) -> bytes:
 
 
 def _read_given(pairs: Sequence[str]) -> dict[str, list[Key]]:
-    from server.trust.signers import read_public
+    from server.trust import signers
 
     given: dict[str, list[Key]] = {}
     for pair in pairs:
@@ -306,12 +306,18 @@ def _read_given(pairs: Sequence[str]) -> dict[str, list[Key]]:
         if kind not in roles.KINDS or not name:
             message = f"--public {pair}: it takes KIND=FILE, KIND being {', '.join(roles.KINDS)}."
             raise CommandError(message)
-        given.setdefault(kind, []).append(read_public(Path(name)))
+        given.setdefault(kind, []).append(signers.read_public(Path(name)))
     for kind, keys in given.items():
         wanted = roles.ROOT_KEYS if kind == roles.ROOT else 1
         if len({key.keyid for key in keys}) != wanted:
             message = f"--public {kind}=…: {wanted} different keys are needed, not {len(keys)}."
             raise CommandError(message)
+    for kind in roles.KINDS:
+        if kind not in given and signers.service(kind):
+            message = f"TRUST_{kind.upper()}_URI is set: give its public key, --public {kind}=FILE."
+            raise CommandError(message)
+        if kind not in given and signers.configured(kind):
+            given[kind] = [key for key in [signers.Keyring().public_key(kind)] if key is not None]
     return given
 
 
