@@ -33,8 +33,8 @@ def apply(old: bytes, patch: bytes, new: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def weights() -> bytes:
-    """Return a file of real float32 weights, as published."""
-    return (data_folder("weights") / WEIGHTS).read_bytes()
+    """Return real float32 weights, as published: enough for a small network."""
+    return (data_folder("weights") / WEIGHTS).read_bytes()[500_000:900_000]
 
 
 @st.composite
@@ -52,7 +52,7 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return old, new
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pairs())
 def test_what_is_made_is_what_the_device_gets(pair: tuple[bytes, bytes]) -> None:
     old, new = pair
@@ -69,7 +69,7 @@ def nudged(content: bytes, kind: str, step: float) -> bytes:
 
 
 def test_moved_weights_cost_less_than_elsewhere(weights: bytes) -> None:
-    kept = np.frombuffer(weights[: len(weights) // 4 * 4], "<f4")
+    kept = np.frombuffer(weights, "<f4")
     kept = kept[np.isfinite(kept) & (np.abs(kept) > 1e-6) & (np.abs(kept) < 10)]
     for kind, most in (("<f4", 0.9), ("<f2", 0.8)):
         old = kept.astype(kind).tobytes()
