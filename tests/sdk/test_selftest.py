@@ -147,18 +147,30 @@ def test_outputs_that_are_no_numbers_are_refused(
     ("program", "code"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "selftest_unrunnable"),
-        ("print('no answer')", "selftest_unrunnable"),
+        ("pass", "selftest_unrunnable"),
         ("import time; time.sleep(600)", "selftest_too_slow"),
     ],
-    ids=["crash", "babble", "hang"],
+    ids=["crash", "silence", "hang"],
 )
 def test_a_runtime_that_crashes_or_hangs_leaves_the_app_alone(
     monkeypatch: pytest.MonkeyPatch, model_path: Path, vectors: Vectors, program: str, code: str
 ) -> None:
-    monkeypatch.setattr(nightferry.selftest, "_CHILD", program)
+    started = "print('nightferry self-test', flush=True);"
+    monkeypatch.setattr(nightferry.selftest, "_CHILD", f"{started} {program}")
     monkeypatch.setattr(nightferry.selftest, "_START_LIMIT_S", 0.5)
     member = _member({**vectors, "max_latency_ms": 1 if code == "selftest_too_slow" else 5000})
     assert _refusal(model_path, member) == code
+
+
+@pytest.mark.parametrize("program", ["import nowhere", "raise SystemExit(3)"])
+def test_a_python_that_does_not_start_is_not_the_model_s_fault(
+    monkeypatch: pytest.MonkeyPatch, model_path: Path, vectors: Vectors, program: str
+) -> None:
+    monkeypatch.setattr(nightferry.selftest, "_CHILD", program)
+    report = run_selftest(
+        model_path, preprocessing=STEPS, selftest=_member(vectors), expected_sha256=None
+    )
+    assert report.max_difference < 0.01
 
 
 def _without(name: str) -> Callable[[Vectors], Vectors]:

@@ -7,7 +7,7 @@ else here than there, and a file that cannot be run at all.
 
 The file runs in a process of its own where Python can start one: a damaged file may end the
 runtime, and with it the process, and a slow one may never come back. Where it cannot (an app
-frozen into one executable, a phone), the file runs in this process.
+frozen into one executable, a phone, a sandbox), the file runs in this process.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ MAX_LATENCY_MS = 60_000
 _CHANNELS = 3
 # To start Python, load the runtime and open the file, on a slow device.
 _START_LIMIT_S = 60.0
+_READY = b"nightferry self-test"
 _CHILD = (
     "import json, sys; request = json.load(sys.stdin); sys.path[:] = request.pop('sys_path');"
     " from nightferry.selftest import _serve; _serve(request)"
@@ -270,18 +271,23 @@ def _ask_child(request: dict[str, Any], vectors: _Vectors) -> dict[str, Any]:
         raise SelfTestTooSlowError(
             f"The model gave no answer to {runs - 1} pictures within {limit_s:.0f} s."
         ) from error
-    except OSError as error:
-        raise SelfTestUnrunnableError(f"The self-test could not be started: {error}.") from error
+    except OSError:
+        return _answer(request)
+    lines = done.stdout.splitlines()
+    if _READY not in lines:
+        # Python did not get as far as the file: that is not the model's fault.
+        return _answer(request)
     try:
-        return cast("dict[str, Any]", json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError):
+        return cast("dict[str, Any]", json.loads(lines[-1]))
+    except ValueError:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return {"error": f"The model file ended the runtime (status {done.returncode}). {said}"}
 
 
 def _serve(request: dict[str, Any]) -> None:
     """Answer in a process of its own; the last line is the answer, whatever libraries print."""
-    print("\n" + json.dumps(_answer(request)), flush=True)  # noqa: T201 - to the parent
+    print(_READY.decode(), flush=True)  # noqa: T201 - to the parent
+    print("\n" + json.dumps(_answer(request)), flush=True)  # noqa: T201
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
