@@ -212,6 +212,31 @@ def test_other_keys(tmp_path: Path, record: Path, settings: SettingsWrapper, kin
         assert_signed_once(record)
 
 
+def test_several_publish_at_once(tmp_path: Path, record: Path) -> None:
+    """Each waits for the others, or helps them; nothing is signed twice and nothing is lost."""
+    targets = [make_target(model=f"model{number}") for number in range(6)]
+    connection.close()
+    children = []
+    for target in targets:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                publish(target, model=target.path.partition("/")[0])
+                status = 0
+            except Exception:  # noqa: BLE001 - this process must not come back into the test
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(targets)
+
+    look([Device(tmp_path / "device", queries.first_root())], targets)
+    assert queries.current_versions()["root"] == 1
+    assert len(signers.files_of(roles.ROOT)) == 3
+    assert_signed_once(record)
+
+
 def test_the_first_start(tmp_path: Path, settings: SettingsWrapper) -> None:
     """Make keys and root; the next start goes on with the keys that are there."""
     for number in itertools.count(1):
