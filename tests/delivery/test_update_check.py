@@ -74,7 +74,25 @@ def test_every_member_of_the_contract_is_there_and_no_address_expires(client, re
         "poll",
     }
     assert manifest["artifact"]["path"] == f"/api/v1/artifacts/{manifest['artifact']['sha256']}"
+    assert manifest["artifact"]["target"] == "recyclables/production/v1/tflite-float16"
     assert "http" not in json.dumps(manifest)
+
+
+def test_nothing_is_offered_before_it_is_signed(client, released):
+    release(make_version(released))
+    rollouts.kill(model=released)
+    holder.refresh()
+    # Version 1 is to be served again, and nobody has signed that yet: devices keep what they have.
+    assert poll(client).status_code == 204
+    publish(released)
+    holder.refresh()
+    assert poll(client).json()["label"] == "v3"
+    rollouts.kill(model=released)
+    holder.refresh()
+    assert poll(client).status_code == 204
+    publish(released)
+    holder.refresh()
+    assert poll(client).json()["kind"] == "rollback_to_embedded"
 
 
 def test_a_new_release_changes_the_tag_and_a_kill_names_what_is_revoked(client, released):
