@@ -313,6 +313,7 @@ def snapshot_fleet(*, now: datetime | None = None) -> int:
     now = now or timezone.now()
     found = (
         Installation.objects.filter(heard_at__gt=now - queries.IN_THE_FIELD)
+        .exclude(running_event="")
         .order_by()
         .values_list("model_id", "channel", "label")
         .annotate(Count("pk"))
