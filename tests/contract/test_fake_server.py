@@ -19,6 +19,7 @@ from nightferry.testing import FakeServer
 from nightferry.transport import Transport
 from pytest_django.live_server_helper import LiveServer
 
+from server.delivery.actions import create_application_key
 from server.delivery.decision_set import holder
 from server.rollouts import actions as rollouts
 from server.trust import queries as trust
@@ -48,7 +49,7 @@ class Side:
 
     url: str
     root: bytes
-    release: Callable[[bytes], str]
+    release: Callable[[bytes], object]
     roll_back: Callable[[], object]
     kill: Callable[[], object]
     recall: Callable[[], str]
@@ -215,7 +216,44 @@ def test_both_serve_files_alike(real: Side, fake: Side) -> None:
 
 
 def test_both_take_events_alike(real: Side, fake: Side) -> None:
-    event = {
+    event = _event()
+    mine, theirs = (side.ask("/events", {"events": [event, event]}) for side in (real, fake))
+    assert (mine.status, mine.document) == (theirs.status, theirs.document)
+
+
+def test_both_keep_a_model_to_the_holders_of_its_key(address: str) -> None:
+    model = make_model(NAME, labels=LABELS, is_open=False)
+    version = make_version(model, content={"tflite:float32": b"first"})
+    release(version)
+    _, key = create_application_key(name="app", models=[model])
+    holder.refresh()
+    sha256 = version.variants.get().sha256
+    paths = [f"/models/{NAME}/update?device=d&runtime=tflite", f"/artifacts/{sha256}"]
+    with FakeServer(app_key=key) as server:
+        server.publish(NAME, b"first %s 1" % NAME.encode(), LABELS)
+        for side in (_side(address), _side(server.url)):
+            for path in paths:
+                locked, opened = side.ask(path), side.ask(path, X_App_Key=key)
+                assert (locked.status, locked.document["code"]) == (401, "invalid_app_key")
+                assert opened.status == 200
+            assert side.ask("/metadata/timestamp.json").status == 200
+            refused = side.ask("/events", {"events": [_event()]}).document
+            assert refused["rejected"] == [{"index": 0, "code": "not_allowed"}]
+
+
+def test_both_refuse_missing_and_recalled_files_alike(real: Side, fake: Side) -> None:
+    for side in (real, fake):
+        side.release(b"second")
+        recalled = side.recall()
+        answers = [side.ask(f"/artifacts/{sha256}") for sha256 in (recalled, "0" * 64)]
+        assert [(reply.status, reply.document["code"]) for reply in answers] == [
+            (410, "artifact_revoked"),
+            (404, "unknown_artifact"),
+        ]
+
+
+def _event() -> dict[str, object]:
+    return {
         "event_id": str(uuid.uuid4()),
         "device": "d",
         "type": "activated",
@@ -224,8 +262,6 @@ def test_both_take_events_alike(real: Side, fake: Side) -> None:
         "version": 1,
         "occurred_at": "2026-01-02T03:04:05Z",
     }
-    mine, theirs = (side.ask("/events", {"events": [event, event]}) for side in (real, fake))
-    assert (mine.status, mine.document) == (theirs.status, theirs.document)
 
 
 def test_both_serve_metadata_alike(real: Side, fake: Side) -> None:
@@ -233,9 +269,13 @@ def test_both_serve_metadata_alike(real: Side, fake: Side) -> None:
         mine, theirs = (side.ask(f"/metadata/{name}.json") for side in (real, fake))
         assert mine.status == theirs.status == 200, name
         assert mine.headers["Content-Type"] == theirs.headers["Content-Type"]
+        for side, reply in ((real, mine), (fake, theirs)):
+            again = side.ask(f"/metadata/{name}.json", If_None_Match=reply.headers["ETag"])
+            assert (again.status, again.body) == (304, b"")
     for name in ("2.root", "99.snapshot", "root", "snapshot", "1.timestamp", "1.model-none"):
         mine, theirs = (side.ask(f"/metadata/{name}.json") for side in (real, fake))
         assert mine.status == theirs.status == 404, name
+        assert mine.document["code"] == theirs.document["code"]
 
 
 def test_both_sign_alike(real: Side, fake: Side) -> None:
@@ -251,6 +291,11 @@ def test_both_sign_alike(real: Side, fake: Side) -> None:
         assert mine["expires"][:10] == theirs["expires"][:10], f"{role} lives as long"
     mine, theirs = (side.role(f"model-{NAME}")["targets"] for side in (real, fake))
     assert mine == theirs
+
+
+def _side(url: str) -> Side:
+    """Return a server that only answers."""
+    return Side(url, b"", lambda _: None, lambda: None, lambda: None, lambda: "")
 
 
 def _delegated(side: Side) -> list[object]:

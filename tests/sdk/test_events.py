@@ -180,8 +180,9 @@ def test_events_are_refused_without_a_key_and_wait(
         client = make_client(server=locked, app_key="secret")
         client.sync(NAME)
         client.report_feedback(NAME, correct=True)
+        locked.inject(Fault("events", status=401))
         with pytest.raises(nightferry.UnauthorizedError):
-            make_client(server=locked).flush_events()
+            client.flush_events()
         assert client.flush_events() == 1
 
 

@@ -40,7 +40,7 @@ DEFAULT_PREPROCESSING: Document = {
 }
 _PORTS = (20000, 32000)
 _PIECE_BYTES = 1 << 14
-_OPEN = frozenset({"artifact", "metadata"})  # what needs no application key
+_LOCKED = frozenset({"update", "artifact"})  # what needs the application key
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -341,19 +341,26 @@ class FakeServer:
         self.repository.renew()
         return self.repository.files.get(file)
 
+    def is_revoked(self, sha256: str) -> bool:
+        """Tell whether a model has recalled this file."""
+        with self.lock:
+            return any(sha256 in published.revoked for published in self._models.values())
+
     def redirect_for(self, sha256: str) -> str | None:
         """Return where else the file is to be fetched, if it is."""
         if self._artifacts_at is None:
             return None
         return f"{self._artifacts_at.url}/api/v1/artifacts/{sha256}"
 
-    def take_events(self, events: list[Document]) -> Document:
-        """Take a batch: each event once."""
+    def take_events(self, events: list[Document], key: str | None) -> Document:
+        """Take a batch: each event once, none without the application key."""
         accepted = duplicates = 0
         rejected: list[Document] = []
         with self.lock:
             for index, event in enumerate(events):
                 code = self.reject_events.get(str(event.get("type")))
+                if code is None and not self.admits(key):
+                    code = "not_allowed"
                 if code:
                     rejected.append({"index": index, "code": code})
                 elif str(event["event_id"]) in self._seen_events:
@@ -449,8 +456,8 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         if fault.status is not None:
             self._send(fault.status, dict(fault.headers), fault.body, fault)
-        elif route not in _OPEN and not self._owner.admits(self.headers.get("X-App-Key")):
-            self._problem(401, "unauthenticated", "A valid application key is needed.")
+        elif route in _LOCKED and not self._owner.admits(self.headers.get("X-App-Key")):
+            self._problem(401, "invalid_app_key", "A valid application key is needed.")
         elif route == "update":
             self._update(path.split("/")[-2], query, fault)
         elif route == "artifact":
@@ -458,7 +465,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif route == "metadata":
             self._metadata(path.rsplit("/", 1)[1], fault)
         elif route == "events":
-            answer = self._owner.take_events(json.loads(body)["events"])
+            key = self.headers.get("X-App-Key")
+            answer = self._owner.take_events(json.loads(body)["events"], key)
             self._json(202, answer, {}, fault)
         else:
             self._problem(404, "not_found", "There is nothing here.")
@@ -483,7 +491,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = self._owner.blobs.get(sha256)
         if content is None:
-            self._problem(404, "not_found", "There is no such file.")
+            self._problem(404, "unknown_artifact", "There is no such file.")
+            return
+        if self._owner.is_revoked(sha256):
+            self._problem(410, "artifact_revoked", "This file was revoked.")
             return
         etag = fault.etag or f'"{sha256}"'
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
@@ -500,9 +511,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _metadata(self, file: str, fault: Fault) -> None:
         content = self._owner.metadata(file)
         if content is None:
-            self._problem(404, "not_found", "There is no such file.")
-        else:
-            self._send(200, {"Content-Type": "application/json"}, content, fault)
+            self._problem(404, "unknown_metadata", "There is no such file.")
+            return
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"Content-Type": "application/json", "ETag": fault.etag or etag}
+        is_known = etag in self.headers.get("If-None-Match", "")
+        self._send(304 if is_known else 200, headers, b"" if is_known else content, fault)
 
     def _json(self, status: int, document: object, headers: dict[str, str], fault: Fault) -> None:
         typed = {"Content-Type": "application/json", **headers}
