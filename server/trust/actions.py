@@ -7,7 +7,7 @@ job never loads them.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +32,15 @@ def publish(
     *,
     role: str,
     paths: Sequence[str],
-    targets: Sequence[SignedTarget],
+    targets: Sequence[SignedTarget] | Callable[[], Sequence[SignedTarget]],
     now: dt.datetime | None = None,
 ) -> Published:
     """Have a role list exactly these targets; where it does already, nothing is signed.
 
-    ``paths`` are the patterns delegated to the role; a role that is new is delegated where the key
-    of the targets role is at hand. Not to be called within a transaction: each of its own has to
-    reach the disk.
+    ``targets`` may be a function, which is called while the repository is held: what several
+    processes read then is signed in the order in which they read it. ``paths`` are the patterns
+    delegated to the role; a role that is new is delegated where the key of the targets role is at
+    hand. Not to be called within a transaction: each of its own has to reach the disk.
 
     Raises:
         Conflict: ``role_not_delegated``, ``signing_key_missing``, ``trust_not_initialised``,
@@ -53,7 +54,11 @@ def publish(
 
     ensure_repository(now=now)
     keyring = Keyring()
-    plan = plans.list_targets(role, paths, targets, keyring)
+
+    def plan(change: repository.Change) -> None:
+        listed = targets() if callable(targets) else targets
+        plans.list_targets(role, paths, listed, keyring)(change)
+
     is_new = bool(repository.commit(plan, keyring=keyring, now=now))
     versions = queries.current_versions()
     return Published(

@@ -279,12 +279,13 @@ def finish(keyring: Keyring, *, now: dt.datetime | None = None) -> None:
         return
     change = Change(View.load(), _moment(now))
     change.new = {draft.role: Metadata.from_bytes(bytes(draft.content)) for draft in drafts}
-    for role in change.new:
-        if not change.sign(role, keyring):
-            raise missing_key(role)
+    missing = [role for role in change.new if not change.sign(role, keyring)]
     with locked():
         ids = [draft.pk for draft in drafts]
+        # Another process may have finished them meanwhile, and all is well.
         if Draft.objects.filter(pk__in=ids).count() == len(ids):
+            if missing:
+                raise missing_key(missing[0])
             for role, document in change.new.items():
                 _store(role, document, change.now)
             Draft.objects.all().delete()

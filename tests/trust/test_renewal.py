@@ -52,6 +52,16 @@ def test_the_timestamp_is_signed_every_hour_and_nothing_else_early() -> None:
     assert actions.renew(now=now + dt.timedelta(days=4)).signed == ("snapshot", "timestamp")
 
 
+def test_what_a_clock_far_ahead_signed_is_signed_again(tmp_path: Path) -> None:
+    now = timezone.now()
+    publish(make_target(), now=now + dt.timedelta(days=3650))
+
+    assert {*actions.renew(now=now).signed} == {*roles.TOP_LEVEL, ROLE}
+
+    look([Device(tmp_path / "device", queries.first_root())], [make_target()], now)
+    assert all(life.fraction_left <= 1 for life in queries.role_lives(now))
+
+
 def test_without_a_repository_nothing_is_renewed() -> None:
     assert actions.renew().signed == ()
     assert queries.role_lives() == []
