@@ -226,10 +226,12 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     """Let devices have what the publication signed; return the releases that are new to them.
 
     To be called only after the signed metadata were read back. What was killed since stays
-    withdrawn; calling twice changes nothing.
+    withdrawn; calling twice changes nothing, and neither does one that a newer came before.
     """
     now = now or timezone.now()
     signing = _lock_signing(publication.model)
+    if signing.signed > publication.wanted:
+        return []
     found = Release.objects.filter(
         pk__in=publication.releases, announced_at__isnull=True, killed_at__isnull=True
     )
@@ -243,7 +245,8 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     channels.filter(name__in=publication.embedded, embedded_at=None).update(embedded_at=now)
     for release in fresh:
         audit.record(actor=None, action="release.announce", subject=release)
-    signing.settle_at = now + SETTLE_AFTER if fresh else None
+    still = {release.pk for release in queries.listed_releases(publication.model)}
+    signing.settle_at = now + SETTLE_AFTER if still != set(publication.releases) else None
     signing.signed = max(signing.signed, publication.wanted)
     signing.signed_at, signing.failure, signing.failed_at = now, "", None
     signing.save()
@@ -324,7 +327,10 @@ def _lock_signing(model: Model) -> Signing:
 def _want_signature(model: Model) -> None:
     """Note that signed metadata have to state something new."""
     Signing.objects.get_or_create(model=model)
-    Signing.objects.filter(pk=model.pk).update(wanted=F("wanted") + 1, wanted_at=timezone.now())
+    row = Signing.objects.filter(pk=model.pk)
+    # Since when something is wanted: more of it does not put off what waits already.
+    row.filter(wanted__lte=F("signed")).update(wanted_at=timezone.now())
+    row.update(wanted=F("wanted") + 1)
 
 
 def _build_patches(release: Release) -> None:

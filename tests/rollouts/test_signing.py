@@ -222,6 +222,40 @@ def test_a_signing_that_fails_is_told_and_made_up_for(monkeypatch):
     assert queries.signing_failure(model) == ""
 
 
+def test_of_two_processes_that_sign_at_once_the_older_view_never_comes_last(monkeypatch):
+    model = make_model()
+    two = [release(make_version(model)), release(make_version(model))][1]
+    read_back, calls = trust.read_back, []
+
+    def overtaken(**what: Any) -> None:
+        calls.append(what)
+        if len(calls) == 1:
+            # Before the first process looks at what it signed, another signs a kill.
+            actions.kill(model=model)
+            publish(model)
+        read_back(**what)
+
+    actions.release_version(version=make_version(model), channel="beta")
+    monkeypatch.setattr(trust, "read_back", overtaken)
+    publish(model)
+    assert len(calls) == 3
+    assert set(policy(model)["revoked"]) == files(two.version)
+    assert (served(model), served(model, "beta")) == ("v3", "v1")
+    assert queries.is_signed(model)
+    stale = actions.Publication(model, 1, (), (), (), ["production"])
+    assert actions.announce(publication=stale) == []
+    assert model.channels.get(name="production").embedded_at is None
+
+
+def test_what_waits_is_not_put_off_by_what_comes_later():
+    model = make_model()
+    release(make_version(model))
+    actions.release_version(version=make_version(model))
+    since = Signing.objects.get().wanted_at
+    actions.release_version(version=make_version(model), channel="beta")
+    assert Signing.objects.get().wanted_at == since
+
+
 def test_equal_content_is_signed_once_however_often_it_is_asked_for():
     model = make_model()
     release(make_version(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +15,7 @@ from server.rollouts import queries, targets
 from server.training import actions as training
 from server.training.models import TrainingRun
 from server.trust import actions as trust
+from server.trust.targets import SignedTarget
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -62,15 +63,8 @@ def publish_model(model: Model) -> str:
         DomainError: what signing or reading back raises; it is kept for the console too.
 
     """
-    role = targets.role_of(model.slug)
     try:
-        publication = rollouts.prepare_publication(model=model)
-        trust.publish(
-            role=role,
-            paths=targets.paths_of(model.slug),
-            targets=publication.targets,
-        )
-        trust.read_back(role=role, targets=publication.targets)
+        publication = _sign(model)
     except Exception as error:
         _note_failure(model, error)
         raise
@@ -81,6 +75,31 @@ def publish_model(model: Model) -> str:
         return f"The signed metadata of {model.slug} are up to date."
     names = ", ".join(f"{release.channel.name} {release.label}" for release in fresh)
     return f"{model.slug}: {names} signed and offered to devices."
+
+
+def _sign(model: Model) -> rollouts.Publication:
+    """Sign what the model serves and read it back; return it.
+
+    What is read back may be newer, where another process signed meanwhile: then ours is taken
+    again. It is drawn up while the repository is held, so that an older one never comes last.
+    """
+    role = targets.role_of(model.slug)
+    drawn: list[rollouts.Publication] = []
+
+    def draw() -> Sequence[SignedTarget]:
+        drawn.append(rollouts.prepare_publication(model=model))
+        return drawn[-1].targets
+
+    for is_last in (False, False, True):
+        trust.publish(role=role, paths=targets.paths_of(model.slug), targets=draw)
+        try:
+            trust.read_back(role=role, targets=drawn[-1].targets)
+        except DomainError:
+            if is_last or rollouts.prepare_publication(model=model) == drawn[-1]:
+                raise
+        else:
+            break
+    return drawn[-1]
 
 
 def _note_failure(model: Model, error: Exception) -> None:
