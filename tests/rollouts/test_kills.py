@@ -98,7 +98,8 @@ for _ in range(4):
 
 
 def test_a_server_whose_worker_is_killed_while_it_signs(tmp_path: Path) -> None:
-    quick = {"JOB_LEASE_S": "2", "JOB_REAP_S": "1", "JOB_RESEND_S": "2"}
+    # Its own database: other tests may be using the one that is configured.
+    quick = {"JOB_LEASE_S": "2", "JOB_REAP_S": "1", "JOB_RESEND_S": "2", "DATABASE_URL": ""}
     with running_server(tmp_path / "server", **quick) as server:
         extra = {"DJANGO_SETTINGS_MODULE": "server.settings"}
         command = [sys.executable, "-c", MAKE_VERSIONS]
