@@ -196,8 +196,18 @@ class State:
         return replace(self, phase=Phase.CHECKING)
 
     def answered(self, manifest: Manifest, etag: str, now: float) -> State:
-        """Take a new manifest, and retreat from a stage that it withdraws."""
-        state = replace(self, offered=manifest, etag=etag, checked_at=now, retry_at=None)
+        """Take a new manifest, and retreat from a stage that it withdraws.
+
+        The signed metadata count as old from here on: they may say more than the manifest.
+        """
+        state = replace(
+            self,
+            offered=manifest,
+            etag=etag,
+            checked_at=now,
+            retry_at=None,
+            refreshed_at=None,
+        )
         if state.staged and not same_release(state.staged.manifest, manifest):
             state = replace(state, staged=None)
         return state.settled()

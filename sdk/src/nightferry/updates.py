@@ -163,7 +163,7 @@ class Updates:
     # Asking
 
     def _ask(self, name: str, *, afresh: bool) -> State:
-        is_fresh = self._refresh_if_due(name)
+        self._refresh_if_due(name)
         before = self._inventory.forget_missing(name)
         current = self._inventory.label(name)
         etag = "" if afresh else _usable_etag(before, current)
@@ -178,18 +178,16 @@ class Updates:
         manifest = _read_manifest(name, answer.document)
         state = self._states.update(name, lambda state: state.answered(manifest, answer.etag, now))
         self._tell_assignment(before, state)
-        return state if is_fresh else self._refresh(name)
+        return self._refresh(name)
 
-    def _refresh_if_due(self, name: str) -> bool:
-        """Bring the metadata up to date where they are old; return whether that was done.
+    def _refresh_if_due(self, name: str) -> None:
+        """Bring the metadata up to date where they are old, or a refresh was cut short.
 
         Also where every answer is 304: a server that somebody holds still is noticed.
         """
         at = self._states.load(name).refreshed_at
-        is_due = at is None or not 0 <= self._timing.now() - at < REFRESH_AFTER_S
-        if is_due:
+        if at is None or not 0 <= self._timing.now() - at < REFRESH_AFTER_S:
             self._refresh(name)
-        return is_due
 
     def _refresh(self, name: str) -> State:
         """Bring the metadata up to date and obey the policy; revoked files go."""
