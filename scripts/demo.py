@@ -36,6 +36,7 @@ FIRST_NIGHT_PER_LABEL = 60
 SECOND_NIGHT_PER_LABEL = 6
 HELD_BACK_PER_LABEL = 1
 RELEASE_NOTICED_S = 30
+SIGNED_WITHIN_S = 120
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -73,6 +74,7 @@ class Demo:
         self.port = port
         self.staff_token = ""
         self.password = secrets.token_urlsafe(9)
+        self.environment: dict[str, str] = {}
         self.started = time.monotonic()
 
     def run(self) -> int:
@@ -83,11 +85,12 @@ class Demo:
         labels = sorted({picture.label for picture in pictures})
         held, first, second = _divide(pictures, labels)
         with self._server() as log:
+            root = self._export_root()
             self._make_model(slug, labels)
             tokens = self._register_volunteers()
             self._upload(slug, tokens, first, "Day 1")
             self._night(slug, "Night 1")
-            client = self._device(slug)
+            client = self._device(slug, root)
             self._predict(client, slug, held)
             self._upload(slug, tokens, second, "Day 2")
             self._night(slug, "Night 2")
@@ -110,7 +113,7 @@ class Demo:
         self._require_free_port()
         shutil.rmtree(DATA, ignore_errors=True)
         DATA.mkdir(parents=True)
-        env = os.environ | {
+        self.environment = env = os.environ | {
             "NIGHTFERRY_DATA": str(DATA),
             "PORT": str(self.port),
             "DJANGO_SUPERUSER_PASSWORD": self.password,
@@ -256,6 +259,29 @@ class Demo:
             raise DemoError(f"The run {run['state']}: {run['outcome']}")
         print(f"  ✓ {run['outcome']}")
         self._show_variants(slug, run["version"])
+        self._await_signature(slug)
+
+    def _await_signature(self, slug: str) -> None:
+        """Wait until what was released is signed, which is when devices are offered it."""
+        begun = time.monotonic()
+        newest = self._newest_release(slug)
+        while newest is not None and newest["announced_at"] is None:
+            if time.monotonic() - begun > SIGNED_WITHIN_S:
+                raise DemoError(
+                    f"{newest['label']} was not signed within {SIGNED_WITHIN_S} s; the server's log"
+                    " says why."
+                )
+            _bar("signing", 0, 1)
+            time.sleep(0.4)
+            newest = self._newest_release(slug)
+        _clear()
+        if newest is not None:
+            print(f"  ✓ {newest['label']} is signed, read back and offered to devices")
+
+    def _newest_release(self, slug: str) -> Any:
+        path = f"/models/{slug}/channels/production/releases"
+        releases = self._call("GET", path, token=self.staff_token)["results"]
+        return releases[0] if releases else None
 
     def _show_variants(self, slug: str, number: int) -> None:
         version = self._call("GET", f"/models/{slug}/versions/{number}", token=self.staff_token)
@@ -276,25 +302,43 @@ class Demo:
             "    (Core ML is checked for structure, labels and weights here; Linux cannot run it.)"
         )
 
-    def _device(self, slug: str) -> Any:
-        import nightferry
+    def _export_root(self) -> Path:
+        """Write the root that an app carries; the keys stay where the server keeps them."""
+        path = DATA / "root.json"
+        _manage(self.environment, "trust", "root", "--output", str(path))
+        print(f"  ✓ its signing keys are in {_short(DATA)}/keys; apps carry {path.name}")
+        return path
+
+    def _device(self, slug: str, root: Path) -> Any:
+        from nightferry import ModelClient
 
         self._title("A device polls with the SDK")
-        client = nightferry.ModelClient(self.url, cache_dir=DATA / "device")
-        model = client.get_model(
-            slug, download_type=nightferry.DownloadType.LATEST_MODEL, progress=_fetched
-        )
+        client = ModelClient(self.url, cache_dir=DATA / "device", trusted_root=root)
+        model = self._first_model(client, slug)
         _clear()
-        self._describe(model)
+        self._describe(client, model)
         return client
+
+    def _first_model(self, client: Any, slug: str) -> Any:
+        """Return the first model; web processes notice a release within DECISION_REFRESH_S."""
+        import nightferry
+
+        latest, deadline = (
+            nightferry.DownloadType.LATEST_MODEL,
+            time.monotonic() + RELEASE_NOTICED_S,
+        )
+        while True:
+            try:
+                return client.get_model(slug, download_type=latest, progress=_fetched)
+            except nightferry.NoModelError as error:
+                if time.monotonic() > deadline:
+                    raise DemoError(f"The device got no model: {error}") from error
+                time.sleep(0.5)
 
     def _poll_again(self, client: Any, slug: str) -> None:
         self._title("The device polls again")
         before = client.get_model(slug).label
-        releases = self._call(
-            "GET", f"/models/{slug}/channels/production/releases", token=self.staff_token
-        )
-        newest = releases["results"][0]["label"]
+        newest = self._newest_release(slug)["label"]
         deadline = time.monotonic() + RELEASE_NOTICED_S
         client.sync(slug)
         # Web processes notice a release within seconds (DECISION_REFRESH_S).
@@ -303,14 +347,25 @@ class Demo:
                 raise DemoError(f"The device was not offered {newest}.")
             time.sleep(0.5)
             client.sync(slug)
-        self._describe(client.get_model(slug))
         if newest == before:
+            self._describe(client, client.get_model(slug))
             print("    The incumbent stayed: the device keeps what it has.")
+            return
+        self._describe(client, client.get_model(slug))
+        transfer = client.status(slug).last_transfer
+        kilobytes = f"{transfer.received_bytes / 1e3:.1f} kB"
+        whole = f"{transfer.size_bytes / 1e3:.1f} kB"
+        if transfer.received_bytes < transfer.size_bytes:
+            print(f"  ✓ the device fetched {kilobytes} instead of {whole}: a patch of what it had")
+        else:
+            print(f"    The device fetched the whole file, {whole}: no patch was small enough.")
 
-    def _describe(self, model: Any) -> None:
+    def _describe(self, client: Any, model: Any) -> None:
+        phase = client.status(model.name).phase
         print(
             f"  ✓ the device runs {model.name} {model.label} (version {model.version},"
-            f" {model.runtime} {model.precision}, {model.size_bytes / 1e6:.2f} MB, sha256 verified)"
+            f" {model.runtime} {model.precision}, {model.size_bytes / 1e6:.2f} MB; signature"
+            f" verified, state: {phase})"
         )
 
     def _predict(self, client: Any, slug: str, held: Sequence[Picture]) -> None:
