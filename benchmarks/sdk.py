@@ -1,6 +1,6 @@
 """What the SDK costs an app: time to import, and a poll that finds nothing new.
 
-    python benchmarks/sdk.py [--runs 30] [--server URL --model NAME [--app-key KEY]]
+    python benchmarks/sdk.py [--runs 30] [--server URL --model NAME --trusted-root FILE]
 
 Import times are of whole Python processes, interleaved with bare ones, medians of ``--runs``; the
 difference is what the app pays. Bytes are those on the TCP connection, both ways, headers
@@ -47,19 +47,24 @@ def main() -> None:
     options = _options()
     with contextlib.ExitStack() as stack:
         url, model = options.server, options.model
+        root = options.trusted_root
         if url is None:
             server = stack.enter_context(FakeServer())
             labels = ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
             server.publish("recyclables", random.Random(1).randbytes(3_500_000), labels)
-            url, model = server.url, "recyclables"
+            url, model, root = server.url, "recyclables", server.root
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         relay = Relay(url)
         stack.enter_context(relay.running())
         client = ModelClient(
-            relay.url, options.app_key, cache_dir=folder, telemetry=not options.no_telemetry
+            relay.url,
+            options.app_key,
+            cache_dir=folder,
+            telemetry=not options.no_telemetry,
+            trusted_root=root,
         )
         print(f"against {url}, model {model}\n")
-        _poll_table(client, relay, model)
+        _poll_table(client, relay, model, root)
         os.environ.update(BENCH_URL=relay.url, BENCH_CACHE=folder, BENCH_MODEL=model)
         _import_table(options.runs)
 
@@ -70,18 +75,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--server")
     parser.add_argument("--model", default="recyclables")
     parser.add_argument("--app-key")
+    parser.add_argument("--trusted-root", metavar="FILE", help="the server's root.json")
     parser.add_argument("--no-telemetry", action="store_true")
     return parser.parse_args()
 
 
-def _poll_table(client: ModelClient, relay: Relay, model: str) -> None:
+def _poll_table(client: ModelClient, relay: Relay, model: str, root: bytes | str | None) -> None:
     print(f"{'step':<40}{'requests':>10}{'bytes up':>10}{'bytes down':>12}{'ms':>8}")
     steps = {
         "first install (check, file, events)": lambda: client.sync(model),
         "no-change poll": lambda: client.sync(model),
         "no-change poll, once more": lambda: client.sync(model),
         "get_model, local": lambda: client.get_model(model, "local_model"),
-        "no-change poll, new process": lambda: _fresh(client, relay).sync(model),
+        "no-change poll, new process": lambda: _fresh(client, relay, root).sync(model),
     }
     for name, step in steps.items():
         relay.reset()
@@ -95,8 +101,8 @@ def _poll_table(client: ModelClient, relay: Relay, model: str) -> None:
     print()
 
 
-def _fresh(client: ModelClient, relay: Relay) -> ModelClient:
-    return ModelClient(relay.url, cache_dir=client.cache_dir, telemetry=False)
+def _fresh(client: ModelClient, relay: Relay, root: bytes | str | None) -> ModelClient:
+    return ModelClient(relay.url, cache_dir=client.cache_dir, telemetry=False, trusted_root=root)
 
 
 def _import_table(runs: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,27 @@ def test_two_starts_in_vain_end_a_trial_and_one_does_not(
     assert (failed["label"], failed["data"]["code"]) == ("v2", "crashed")
     (rolled_back,) = events_of(client, server, "rolled_back")
     assert (rolled_back["data"]["to"], rolled_back["data"]["reason"]) == ("v1", "crashed")
+
+
+WORKER = START.replace("os._exit(1)", "sys.stdin.read(1)")
+
+
+def test_many_processes_at_once_are_no_crash(
+    server: FakeServer, client: ModelClient, cache_dir: Path, root_file: Path, content: bytes
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        client.sync(NAME)
+    workers = []
+    try:
+        for _ in range(4):
+            worker = start_python(WORKER, server.url, cache_dir, root_file, stdin=subprocess.PIPE)
+            workers.append(worker)
+            assert worker.stdout.readline() == "v2 active trial\n"
+    finally:
+        for worker in workers:
+            worker.communicate("x", timeout=30)
+    assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v1", "they ended in vain"
 
 
 def test_a_confirmed_release_may_be_started_for_ever(

@@ -140,7 +140,7 @@ def _stage(state: State) -> State:
 
 def _start(state: State) -> State:
     """Begin to use the active release, as ``nightferry.trial`` does; an embedded model is there."""
-    if state.active and state.active.has_crashed:
+    if state.active and state.active.has_crashed():
         return state.fallen_back("crashed", NOW)
     return state.started()
 

@@ -97,10 +97,13 @@ class Installed:
         """Return the size of the file."""
         return self.manifest.required_artifact().size_bytes
 
-    @property
-    def has_crashed(self) -> bool:
-        """Tell whether it was begun as often as is allowed and never worked."""
-        return not self.confirmed and self.starts >= MAX_STARTS and not self.successes
+    def has_crashed(self, running: int = 0) -> bool:
+        """Tell whether it was begun as often as is allowed and never worked.
+
+        ``running`` of the processes that began to use it are alive: they may yet.
+        """
+        in_vain = self.starts - running
+        return not self.confirmed and in_vain >= MAX_STARTS and not self.successes
 
 
 @dataclass(frozen=True)

@@ -2,31 +2,40 @@
 
 A release newly in use is on trial. It is confirmed when the app says so or its predictions were
 good often enough. It goes out of use when the app reports a failure, or when two processes began
-to use it and neither confirmed it nor had one good prediction: so it looks when a model takes the
-app down with it. One such start alone proves nothing. A confirmed release is never judged so, nor
-one without anything to return to.
+to use it and ended, and none confirmed it or had one good prediction: so it looks when a model
+takes the app down with it. One such start alone proves nothing, nor do processes that still run.
+A confirmed release is never judged so, nor one without anything to return to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nightferry import log
 from nightferry.errors import EmbeddedModelError
+from nightferry.files import FileLock, remove, unique_suffix
 from nightferry.models import ActivationMode, Model, ModelState
 from nightferry.state import Installed, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from nightferry.events import EventQueue
     from nightferry.inventory import Inventory
     from nightferry.timing import Timing
 
-# What this process has begun to use: a process is one start, however many clients it makes.
-_begun: set[tuple[object, ...]] = set()
+_A_MINUTE_S = 60.0
+
+# What this process has begun to use: a process is one start, however many clients it makes. The
+# locks are held until the process ends, so that others see who is alive.
+_begun: dict[tuple[object, ...], FileLock | None] = {}
+_beginning = threading.Lock()
 
 
 class Trial:
@@ -131,19 +140,26 @@ class Trial:
     def _begin(self, name: str, model: Model) -> bool:
         """Count the start of a process; return True where the release has crashed and was left."""
         key = (os.getpid(), self._states.path_of(name), model.label, model.sha256)
-        if key in _begun:
-            return False
-        state = self._states.load(name)
-        active = state.active
-        if active is not None and _is_of(active, model):
-            if active.has_crashed and self._inventory.has_way_back(name, state):
-                self.fall_back(name, "crashed", f"started {active.starts} times in vain")
-                return True
-            if not active.confirmed:
+        with _beginning:
+            if key in _begun:
+                return False
+            state = self._states.load(name)
+            active, lock = state.active, None
+            if active is not None and _is_of(active, model) and not active.confirmed:
+                running = _count_running(self._starts_of(name, model))
+                if active.has_crashed(running) and self._inventory.has_way_back(name, state):
+                    self.fall_back(name, "crashed", f"started {active.starts} times in vain")
+                    return True
+                lock = FileLock(self._starts_of(name, model) / f"{unique_suffix()}.lock")
+                lock.try_acquire()
                 self._states.update(name, _if_active(model, State.started))
-        _begun.add(key)
+            _begun[key] = lock
         self._inventory.cache.touch(model.sha256)
         return False
+
+    def _starts_of(self, name: str, model: Model) -> Path:
+        """Return the folder of the locks that processes hold while they use a release on trial."""
+        return self._states.path_of(name).with_name("starts") / f"{model.label}-{model.sha256[:16]}"
 
     def _next_active(self, state: State) -> State:
         """Return the state after activation: ready and still here, embedded if ordered, or same."""
@@ -163,6 +179,21 @@ class Trial:
 
     def _record(self, kind: str, installed: Installed, **data: object) -> None:
         self._events.record(kind, self._inventory.model(installed, ModelState.ACTIVE), data)
+
+
+def _count_running(folder: Path) -> int:
+    """Count the processes that hold a lock there; sweep what the others left."""
+    running = 0
+    for path in folder.glob("*.lock"):
+        lock = FileLock(path)
+        if not lock.try_acquire():
+            running += 1
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _A_MINUTE_S:  # not one that is being taken
+                remove(path)
+        lock.release()
+    return running
 
 
 def _is_of(installed: Installed, model: Model) -> bool:
