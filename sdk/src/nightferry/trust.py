@@ -11,7 +11,6 @@ The parts that check signatures are loaded with the first refresh, not before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
@@ -458,6 +457,8 @@ def _selftest_sha256(manifest: Manifest) -> str:
     data = selftest.get("data") if isinstance(selftest, dict) else None
     if not data:
         return ""
+    import hashlib  # OpenSSL behind it is slow to load
+
     return hashlib.sha256(data.encode()).hexdigest() if isinstance(data, str) else "not a text"
 
 

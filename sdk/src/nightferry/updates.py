@@ -6,7 +6,6 @@ it in use is the matter of ``nightferry.trial``.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -422,4 +421,6 @@ def _is_ready(state: State) -> bool:
 
 
 def _sha256_of_text(text: object) -> str | None:
+    import hashlib  # OpenSSL behind it is slow to load
+
     return hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
