@@ -15,6 +15,7 @@ from server.registry.models import Label
 from server.training import actions, queries
 from server.training.models import TrainingRun
 from tests.support.factories import make_model
+from worker.pipelines.photos import calibration_photos, split_sets
 
 pytestmark = pytest.mark.django_db
 _random = np.random.default_rng(7)
@@ -146,3 +147,22 @@ def test_a_model_that_is_busy_when_its_night_comes_keeps_it(settings):
     actions.cancel_run(run=busy, actor=None)
     nightly.tick(now=night + dt.timedelta(minutes=5))
     assert TrainingRun.objects.filter(trigger="nightly").count() == 1
+
+
+def test_calibration_photos_stay_the_same_from_night_to_night():
+    model = make_model()
+    for person in range(4):
+        add_photos(model, "glass", 2, contributor=f"p{person}")
+        add_photos(model, "metal", 2, contributor=f"p{person}")
+    first = split_sets(snapshot_of(model))["train"]
+    chosen = [entry.photo_id for entry in calibration_photos(first, 4)]
+    assert chosen == [entry.photo_id for entry in first.entries[:4]]
+    for person in range(4):
+        add_photos(model, "glass", 5, contributor=f"p{person}")
+    second = split_sets(snapshot_of(model))["train"]
+    assert len(second) > len(first)
+    assert [entry.photo_id for entry in calibration_photos(second, 4)] == chosen
+    # One that was withdrawn makes room for the next; the others stay.
+    photos.withdraw_photo(photo=Photo.objects.get(pk=chosen[0]), actor=None)
+    third = split_sets(snapshot_of(model))["train"]
+    assert [entry.photo_id for entry in calibration_photos(third, 4)][:3] == chosen[1:]

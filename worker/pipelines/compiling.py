@@ -146,7 +146,7 @@ def _reference(
     images = photos.load_images(test, preprocessing, store)
     model = ml_training.load_keras(path) if inspected.kind == "keras" else None
     count = training_policy(version.model).calibration_photos
-    calibration = photos.load_images(train.entries[:count], preprocessing, store)
+    calibration = photos.load_images(photos.calibration_photos(train, count), preprocessing, store)
     if model is not None and len(images):
         probabilities = evaluation.predict_keras(model, images, preprocessing)
     else:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from django.db.models import Min
 
 from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
+from server.training.models import SnapshotEntry
 from worker.ml.preprocessing import Preprocessing, load_image
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from server.blobs import BlobStore
     from server.photos.models import Photo
-    from server.training.models import DatasetSnapshot, SnapshotEntry
+    from server.training.models import DatasetSnapshot
     from worker.ml.embeddings import Embedder
     from worker.pipelines.reporting import Reporter
 
@@ -75,6 +77,22 @@ def load_images(
 ) -> list[NDArray[np.uint8]]:
     """Return each photo decoded and resized, uint8 (H, W, 3), all in memory."""
     return list(read_images(photos, preprocessing, store))
+
+
+def calibration_photos(train: PhotoSet, count: int) -> list[SnapshotEntry]:
+    """Return the training photos that calibrate int8 files: those of the earliest snapshots.
+
+    New photos come behind the old ones, so the set stays the same from night to night, and with
+    it the quantised weights of a frozen backbone: a device then fetches a small patch. Photos of
+    one snapshot come in the order of their content, on every server the same.
+    """
+    if not train.entries:
+        return []
+    ever = SnapshotEntry.objects.filter(snapshot__model=train.entries[0].snapshot.model_id)
+    first = dict(ever.values_list("photo").annotate(Min("snapshot_id")))
+    return sorted(
+        train.entries, key=lambda entry: (first[entry.photo_id], _photo(entry).blob_sha256)
+    )[:count]
 
 
 def embed_photos(

@@ -286,9 +286,10 @@ def _reference(
 ) -> Reference:
     test = sets["test"]
     images = photos.load_images(test, trained.preprocessing, store)
-    # Training photos in the order of their content: the same ones whoever compiles.
     calibration = photos.load_images(
-        sets["train"].entries[: policy.calibration_photos], trained.preprocessing, store
+        photos.calibration_photos(sets["train"], policy.calibration_photos),
+        trained.preprocessing,
+        store,
     )
     probabilities = evaluation.predict_keras(trained.model, images)
     return Reference(
