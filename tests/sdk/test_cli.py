@@ -41,6 +41,22 @@ def test_a_session(server: FakeServer, call, content: bytes) -> None:
     assert [event["type"] for event in server.events] == ["assigned", "downloaded", "activated"]
 
 
+def test_the_cache_is_listed_and_cleared(server: FakeServer, call, content: bytes) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        call("fetch", "--model", NAME)
+    said = call("scan")[1]
+    assert "2.0 kB  active    recyclables v2\n" in said
+    assert "1.0 kB  previous  recyclables v1\n" in said
+    assert call("prune")[1] == "0 files removed, 0 B freed.\n"
+    assert call("prune", "--all")[1] == "1 files removed, 1.0 kB freed.\n"
+    (file,) = json.loads(call("scan", "--json")[1])["files"]
+    assert (file["label"], file["role"], file["size_bytes"]) == ("v2", "active", 2000)
+    server.publish(NAME, content[:2000], LABELS, reason="rollback")
+    said = call("fetch", "--model", NAME)[1]
+    assert said.endswith("(fetched 0 B instead of 2.0 kB)\n")
+
+
 def test_json_is_one_object(server: FakeServer, call, content: bytes) -> None:
     server.publish(NAME, content, LABELS)
     update = json.loads(call("check", "--model", NAME, "--json")[1])["update"]

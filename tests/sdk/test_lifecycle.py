@@ -425,6 +425,26 @@ def test_an_older_release_is_refused_and_the_floor_outlasts_the_process(
     assert failed["data"]["code"] == nightferry.CounterTooLowError.code
 
 
+def test_what_waits_to_be_used_is_dropped_when_it_is_withdrawn(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    """Also where somebody goes on answering that nothing has changed."""
+    clock = Clock(server)
+    client = make_client(timing=quick_timing(now=clock))
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        client.fetch_update(NAME)
+        if size == 1000:
+            client.activate(NAME)
+    assert client.status(NAME).phase == "pending"
+    server.sign_policy(NAME, min_counter=3)
+    clock.now += 13 * HOUR_S
+    with pytest.raises(nightferry.CounterTooLowError):
+        client.sync(NAME)
+    assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v1"
+    assert client.activate(NAME).label == "v1"
+
+
 # Pausing
 
 

@@ -201,6 +201,7 @@ def test_states_stay_sound_and_survive_the_disk(steps: list) -> None:
         text = json.dumps(encode_state(state)).encode()
         assert decode_state(parse_json(text)) == state
         assert state.floor >= before.floor, "the floor never falls"
+        assert state.staged is None or state.staged.counter >= state.floor
         assert not state.referenced() & state.revoked, "a revoked file is never kept"
         if step is _start and before.active and before.active.confirmed:
             assert state == before, "what is confirmed is never left by starting it"

@@ -240,6 +240,8 @@ class State:
             embedded_ordered=embedded_ordered,
             refreshed_at=now,
         )
+        if state.staged and state.staged.counter < state.floor:
+            state = replace(state, staged=None)  # withdrawn before it came into use
         return state.without(revoked).settled_if_idle()
 
     # Bringing in
