@@ -178,6 +178,8 @@ def _database() -> dict[str, Any]:
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         }
+        # Whoever closes the last connection writes the whole log back into the database.
+        database["CONN_MAX_AGE"] = 600
         # Tests write to a file too: threads of a test server see what an in-memory one hides.
         database["TEST"] = {"NAME": str(NIGHTFERRY_DATA / "test.sqlite3")}
     elif database.get("ENGINE") == "django.db.backends.postgresql":
