@@ -20,7 +20,7 @@ from nightferry.cache import BlobCache
 from nightferry.device import SystemProbe, installation_id
 from nightferry.embedded import EmbeddedModels
 from nightferry.errors import ConfigurationError, NightferryError
-from nightferry.events import EventQueue
+from nightferry.events import EventFile, EventQueue
 from nightferry.flight import Flights
 from nightferry.inventory import Inventory
 from nightferry.models import (
@@ -131,10 +131,11 @@ class ModelClient:
         )
         self._network = Network(url, app_key, self._inventory.cache, self._timing)
         self._events = EventQueue(
-            scope / "events.jsonl",
+            EventFile(scope / "events.jsonl"),
             channel=channel,
             device=self._installation_id,
             enabled=telemetry and not environment.telemetry_disabled(),
+            now=self._timing.now,
         )
         self._trial = Trial(self._inventory, self._events, self._timing, ActivationMode(activation))
         self._updates = Updates(

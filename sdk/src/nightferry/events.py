@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from nightferry import log
 from nightferry.errors import (
@@ -25,7 +25,7 @@ from nightferry.files import FileLock, storing, write_atomically
 from nightferry.manifest import Document, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from nightferry.models import Model
@@ -38,18 +38,92 @@ _LOCK_WAIT_S = 2.0
 _MAX_TEXT = 300
 
 
+class EventStore(Protocol):
+    """Where events wait. Raises StorageError where it cannot keep one."""
+
+    def append(self, event: Document) -> None:
+        """Keep one more event."""
+
+    def read(self) -> list[Document]:
+        """Return what waits, the oldest first."""
+
+    def drop(self, event_ids: Collection[object]) -> None:
+        """Forget these."""
+
+
+class EventFile:
+    """Events in a file, one line each. Shared by threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        """Use the file ``path``; it is made with the first event."""
+        self._path = path
+        self._thread_lock = threading.Lock()
+
+    def append(self, event: Document) -> None:
+        """Write one line; where too many wait, the oldest go."""
+        line = json.dumps(event, separators=(",", ":")).encode()
+        with self._locked():
+            with storing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                # A line torn by a kill is ended first, so that it spoils no other.
+                with self._path.open("ab") as file:
+                    file.write(b"\n" + line + b"\n")
+            if self._path.stat().st_size > MAX_QUEUED * 200:
+                waiting = self.read()
+                if len(waiting) > MAX_QUEUED:
+                    self._write(waiting[-_TRIM_TO:])
+
+    def read(self) -> list[Document]:
+        """Return what waits; torn lines are passed over."""
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except OSError:
+            return []
+        return [event for line in lines if (event := _decode(line)) is not None]
+
+    def drop(self, event_ids: Collection[object]) -> None:
+        """Write the file anew without these."""
+        with self._locked():
+            self._write([event for event in self.read() if event["event_id"] not in event_ids])
+
+    def _write(self, events: list[Document]) -> None:
+        lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in events]
+        write_atomically(self._path, b"".join(lines), durable=False)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._thread_lock:
+            lock = FileLock(self._path.with_name(f".{self._path.name}.lock"))
+            deadline = time.monotonic() + _LOCK_WAIT_S
+            while not lock.try_acquire() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            try:
+                yield
+            finally:
+                lock.release()
+
+
 class EventQueue:
-    """Events on their way to the server. Shared by threads and processes."""
+    """Events on their way to the server. May be used from any thread."""
 
     def __init__(
-        self, path: Path, *, channel: str, device: Callable[[], str], enabled: bool
+        self,
+        store: EventStore,
+        *,
+        channel: str,
+        device: Callable[[], str],
+        enabled: bool,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """Queue in the file ``path``; record and send nothing unless ``enabled``."""
-        self._path = path
+        """Queue in ``store``; record and send nothing unless ``enabled``.
+
+        ``now`` returns seconds since 1970 (UTC).
+        """
+        self._store = store
         self._channel = channel
         self._device = device
         self._enabled = enabled
-        self._thread_lock = threading.Lock()
+        self._now = now
         self._one_sender = threading.Lock()
 
     def record(self, kind: str, model: Model, data: Document | None = None) -> None:
@@ -59,24 +133,24 @@ class EventQueue:
         import uuid
         from datetime import UTC, datetime
 
+        now = datetime.fromtimestamp(self._now(), UTC)
         event = {
             "event_id": str(uuid.uuid4()),
             "device": self._device(),
             "type": kind,
             "channel": self._channel,
             **_facts(model),
-            "occurred_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "occurred_at": now.isoformat(timespec="milliseconds"),
             "data": {key: _shortened(value) for key, value in (data or {}).items()},
         }
         try:
-            with self._locked():
-                self._append(event)
+            self._store.append(event)
         except StorageError as error:
             log.debug("An event could not be queued: %s", error)
 
     def count(self) -> int:
         """Return how many events wait."""
-        return len(self._read())
+        return len(self._store.read())
 
     def flush(self, post: Callable[[str, object], Answer]) -> int:
         """Send everything that waits; return how many events the server took or refused for good.
@@ -85,9 +159,9 @@ class EventQueue:
         """
         done = 0
         with self._one_sender:
-            while self._enabled and (batch := self._read()[:MAX_BATCH]):
+            while self._enabled and (batch := self._store.read()[:MAX_BATCH]):
                 self._deliver(post, batch)
-                self._drop(batch)
+                self._store.drop({event["event_id"] for event in batch})
                 done += len(batch)
         return done
 
@@ -109,46 +183,6 @@ class EventQueue:
             message = f"Events were answered with status {answer.status}; they stay queued."
             raise ProtocolError(message)
         _report_rejected(answer.document, batch)
-
-    def _drop(self, batch: list[Document]) -> None:
-        sent = {event["event_id"] for event in batch}
-        with self._locked():
-            self._write([event for event in self._read() if event["event_id"] not in sent])
-
-    def _append(self, event: Document) -> None:
-        line = json.dumps(event, separators=(",", ":")).encode()
-        with storing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # A line torn by a kill is ended first, so that it spoils no other.
-            with self._path.open("ab") as file:
-                file.write(b"\n" + line + b"\n")
-        if self._path.stat().st_size > MAX_QUEUED * 200:
-            waiting = self._read()
-            if len(waiting) > MAX_QUEUED:
-                self._write(waiting[-_TRIM_TO:])
-
-    def _read(self) -> list[Document]:
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except OSError:
-            return []
-        return [event for line in lines if (event := _decode(line)) is not None]
-
-    def _write(self, events: list[Document]) -> None:
-        lines = [json.dumps(event, separators=(",", ":")).encode() + b"\n" for event in events]
-        write_atomically(self._path, b"".join(lines), durable=False)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._thread_lock:
-            lock = FileLock(self._path.with_name(f".{self._path.name}.lock"))
-            deadline = time.monotonic() + _LOCK_WAIT_S
-            while not lock.try_acquire() and time.monotonic() < deadline:
-                time.sleep(0.005)
-            try:
-                yield
-            finally:
-                lock.release()
 
 
 def _facts(model: Model) -> Document:
