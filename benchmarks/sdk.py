@@ -1,6 +1,6 @@
 """What the SDK costs an app: time to import, and a poll that finds nothing new.
 
-    python benchmarks/sdk.py [--runs 30] [--server URL --model NAME --trusted-root FILE]
+    python -m benchmarks.sdk [--runs 30] [--server URL --model NAME --trusted-root FILE]
 
 Import times are of whole Python processes, interleaved with bare ones, medians of ``--runs``; the
 difference is what the app pays. Bytes are those on the TCP connection, both ways, headers
@@ -14,19 +14,16 @@ import argparse
 import contextlib
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from nightferry import ModelClient
 from nightferry.testing import FakeServer
+
+from benchmarks.relay import Relay
 
 STATEMENTS = {
     "bare Python": "pass",
@@ -129,63 +126,5 @@ def _run_ms(statement: str) -> float:
     return (usage.ru_utime + usage.ru_stime) * 1000
 
 
-class Relay:
-    """Passes bytes between the SDK and a server, and counts them."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._target = (parts.hostname or "", parts.port or 80)
-        self._listener = _listen()
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._lock = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        self.connections = self.up_bytes = self.down_bytes = 0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Relay until the end of the ``with``."""
-        threading.Thread(target=self._accept, daemon=True).start()
-        try:
-            yield
-        finally:
-            self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(self._target)
-            with self._lock:
-                self.connections += 1
-            for source, sink, up in ((near, far, True), (far, near, False)):
-                threading.Thread(
-                    target=self._pass_on, args=(source, sink), kwargs={"up": up}, daemon=True
-                ).start()
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket, *, up: bool) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := source.recv(65536):
-                with self._lock:
-                    if up:
-                        self.up_bytes += len(chunk)
-                    else:
-                        self.down_bytes += len(chunk)
-                sink.sendall(chunk)
-            sink.shutdown(socket.SHUT_WR)
-
-
-def _listen() -> socket.socket:
-    for port in random.sample(range(20000, 32000), 100):
-        with contextlib.suppress(OSError):
-            return socket.create_server(("127.0.0.1", port))
-    raise OSError("no free port")
-
-
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sdk" / "src"))
     main()
