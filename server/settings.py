@@ -229,6 +229,10 @@ NIGHTFERRY_TEST_HANDLERS = env.text("NIGHTFERRY_TEST_HANDLERS", "")
 
 # --- Devices ----------------------------------------------------------------------------------
 DECISION_REFRESH_S = env.integer("DECISION_REFRESH_S", 2, minimum=1, maximum=3600)
+# How often rollouts under way are judged; each look that finds something new is kept.
+ROLLOUT_LOOK_S = env.integer("ROLLOUT_LOOK_S", 300, minimum=1, maximum=86_400)
+# Webhooks reach addresses of the machine's own network only where this is set.
+WEBHOOK_ALLOW_PRIVATE = env.flag("WEBHOOK_ALLOW_PRIVATE", default=False)
 POLL_INTERVAL_S = env.integer("POLL_INTERVAL_S", 6 * 3600, minimum=900, maximum=86_400)
 POLL_JITTER_PCT = env.integer("POLL_JITTER_PCT", 20, maximum=50)
 # Raw events are deleted after so long; what was counted from them stays.

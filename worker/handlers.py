@@ -42,6 +42,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     # Takes memory of several times the files' size, which a process of its own gives back.
     names.BUILD_PATCHES: Handler("worker.pipelines.patching:run", isolated=True),
     names.PUBLISH: Handler("worker.pipelines.publishing:run", isolated=False),
+    names.NOTIFY: Handler("worker.pipelines.webhooks:run", isolated=False),
 }
 TICKS: Final[dict[str, str]] = {
     names.NIGHTLY: "worker.pipelines.nightly:tick",
@@ -50,6 +51,8 @@ TICKS: Final[dict[str, str]] = {
     names.DRAIN: "worker.pipelines.telemetry:drain",
     names.SUMMARISE: "worker.pipelines.telemetry:summarise",
     names.UPKEEP: "worker.pipelines.telemetry:upkeep",
+    names.LOOK: "worker.pipelines.rollouts:look",
+    names.SEND_AGAIN: "worker.pipelines.webhooks:send_again",
 }
 
 

@@ -14,6 +14,7 @@ RENEW_S = 3600
 DRAIN_S = 5
 SUMMARISE_S = 60
 UPKEEP_S = 3600
+SEND_AGAIN_S = 30
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -28,6 +29,8 @@ def entries() -> dict[str, dict[str, Any]]:
         "Count the events that wait": _every(DRAIN_S, names.DRAIN),
         "Count days again whose events changed": _every(SUMMARISE_S, names.SUMMARISE),
         "Look for silent installations and old events": _every(UPKEEP_S, names.UPKEEP),
+        "Look at the rollouts under way": _every(settings.ROLLOUT_LOOK_S, names.LOOK),
+        "Send webhooks again": _every(SEND_AGAIN_S, names.SEND_AGAIN),
     }
 
 

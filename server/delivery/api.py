@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -210,7 +211,10 @@ class Explain(APIView):
         return Response(
             {
                 "reason": decision.reason,
-                "steps": [{"rule": step.rule, "outcome": step.outcome} for step in decision.steps],
+                "steps": [asdict(step) for step in decision.steps],
+                "enrolment": {"rollout": decision.rollout, "arm": decision.arm}
+                if decision.arm
+                else None,
                 "manifest": json.loads(answer.body) if answer else None,
                 "epoch": decisions.epoch,
             }

@@ -21,10 +21,15 @@ from django.db import Error as DatabaseError
 from django.db import close_old_connections, connection
 
 from server.delivery.models import ApplicationKey
+from server.domain.assignment import RolloutFacts
 from server.domain.decision import ChannelFacts, Decision, ReleaseFacts, VariantFacts
+from server.domain.delivery_policy import DeliveryPolicy
+from server.domain.errors import InvalidInput
+from server.domain.stages import OPEN_STATES
+from server.domain.targeting import read_rules
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts import queries as rollout_queries
-from server.rollouts.models import Channel, Patch, Release
+from server.rollouts.models import Channel, Override, Patch, Release, Rollout
 from server.rollouts.queries import Standing
 from server.rollouts.targets import release_path
 
@@ -59,9 +64,11 @@ class ModelFacts:
     slug: str
     is_open: bool
     is_retired: bool
+    holdout_bp: int = 0
     channels: dict[str, ChannelFacts] = field(default_factory=dict)
-    manifests: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    answers: dict[tuple[str, str, str], Answer] = field(default_factory=dict)
+    # By channel, label and file; the empty label and file are those of a channel's nothing.
+    manifests: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    answers: dict[tuple[str, ...], Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,32 @@ class DecisionSet:
         self, model: ModelFacts, channel: str, decision: Decision, current: str
     ) -> Answer | None:
         """Return the manifest for a decision, or None where there is nothing to say."""
-        if decision.release is None or decision.variant is None:
+        release, variant = decision.release, decision.variant
+        enrolment = (decision.rollout or "", decision.arm or "")
+        if release is None or variant is None:
+            if decision.arm:
+                # Control of a first release: nothing to install, and yet it takes part.
+                return self._render(model, (channel, "", ""), "none", enrolment)
             if not decision.is_embedded_wanted:
                 return None
-            return self._render(model, channel, "", kind="rollback_to_embedded")
-        kind = "none" if current == decision.release.label else "update"
-        return self._render(model, channel, decision.variant.sha256, kind=kind)
+            return self._render(model, (channel, "", ""), "rollback_to_embedded", enrolment)
+        kind = "none" if current == release.label else "update"
+        return self._render(model, (channel, release.label, variant.sha256), kind, enrolment)
 
-    def _render(self, model: ModelFacts, channel: str, sha256: str, *, kind: str) -> Answer:
-        key = (channel, sha256, kind)
+    def _render(
+        self,
+        model: ModelFacts,
+        place: tuple[str, str, str],
+        kind: str,
+        enrolment: tuple[str, str],
+    ) -> Answer:
+        key = (*place, kind, *enrolment)
         if (known := model.answers.get(key)) is not None:
             return known
-        manifest = model.manifests[(channel, sha256)]
+        rollout, arm = enrolment
+        manifest = model.manifests[place]
+        if arm:
+            manifest = {**manifest, "enrolment": {"rollout": rollout, "arm": arm}}
         # The tag covers the decision alone, so a device that just installed it gets a 304.
         tag = hashlib.sha256(_dump(manifest)).hexdigest()[:32]
         answer = Answer(f'"{tag}"', _dump({**manifest, "kind": kind}))
@@ -121,13 +142,18 @@ class _Rows:
     variants: Mapping[int, list[Variant]]
     # By model and by the hash of the file that they make.
     patches: Mapping[tuple[int, str], list[Patch]]
+    # By channel.
+    rollouts: Mapping[int, Rollout]
+    overrides: Mapping[int, list[Override]]
 
 
 def load() -> DecisionSet:
     """Read the whole set from the database in a fixed number of queries."""
     epoch = rollout_queries.epoch()
     models = {
-        model.pk: ModelFacts(model.slug, model.is_open, model.retired_at is not None)
+        model.pk: ModelFacts(
+            model.slug, model.is_open, model.retired_at is not None, _holdout_bp(model)
+        )
         for model in Model.objects.all()
     }
     rows = _read_rows()
@@ -140,7 +166,7 @@ def load() -> DecisionSet:
             continue
         revoked |= _add_channel(facts, channel, rows, artifacts)
     # What is revoked on one channel may still be served on another.
-    served = {sha256 for m in models.values() for _, sha256 in m.manifests if sha256}
+    served = {sha256 for m in models.values() for *_, sha256 in m.manifests if sha256}
     revoked -= served
     _add_patches(models, rows, artifacts, revoked)
     return DecisionSet(
@@ -165,7 +191,20 @@ def _read_rows() -> _Rows:
     for patch in offered.select_related("from_variant", "to_variant__version").order_by("-pk"):
         target = patch.to_variant
         patches[(target.version.model_id, target.sha256)].append(patch)
-    return _Rows(releases, variants, patches)
+    rollouts = {one.channel_id: one for one in Rollout.objects.filter(state__in=OPEN_STATES)}
+    overrides: dict[int, list[Override]] = defaultdict(list)
+    for override in Override.objects.all():
+        overrides[override.channel_id].append(override)
+    return _Rows(releases, variants, patches, rollouts, overrides)
+
+
+def _holdout_bp(model: Model) -> int:
+    try:
+        return DeliveryPolicy.read(model.delivery_policy).holdout_bp
+    except InvalidInput as error:
+        # One model's policy, written past its checks, must not cost the others their updates.
+        log.warning("delivery_policy_not_read", model=model.slug, error=error.detail)
+        return DeliveryPolicy.holdout_bp
 
 
 def _add_channel(
@@ -182,9 +221,7 @@ def _add_channel(
         for variant in shipped[release.version_id]
     } - serving
     listed = tuple(sorted(revoked))
-    facts.channels[channel.name] = ChannelFacts(
-        _release_facts(current, shipped), listed, _hold(standing, channel)
-    )
+    facts.channels[channel.name] = _channel_facts(facts, channel, standing, rows, listed)
     for release in releases:
         for variant in shipped[release.version_id]:
             file = Artifact(
@@ -195,14 +232,69 @@ def _add_channel(
                 frozenset({facts.slug}),
             )
             _add_artifact(artifacts, file)
-    common = _common(facts.slug, channel.name, current, listed)
-    facts.manifests[(channel.name, "")] = common
-    if current is not None:
-        for variant in shipped[current.version_id]:
-            facts.manifests[(channel.name, variant.sha256)] = common | _variant_members(
-                facts.slug, channel.name, current, variant
+    nothing = _common(facts.slug, channel.name, None, listed)
+    facts.manifests[(channel.name, "", "")] = nothing | {
+        "reason": "every release was revoked" if standing.is_emptied else "nothing released yet",
+        "mandatory": standing.is_emptied,
+    }
+    for release in {one.pk: one for one in (current, *_others(standing)) if one}.values():
+        common = _common(facts.slug, channel.name, release, listed)
+        for variant in shipped[release.version_id]:
+            place = (channel.name, release.label, variant.sha256)
+            facts.manifests[place] = common | _variant_members(
+                facts.slug, channel.name, release, variant
             )
     return revoked
+
+
+def _others(standing: Standing) -> list[Release]:
+    """Return what may be given besides the incumbent, as far as it is signed and announced."""
+    every = (standing.candidate, *standing.pinned)
+    return [one for one in every if one is not None and one.announced_at is not None]
+
+
+def _channel_facts(
+    facts: ModelFacts,
+    channel: Channel,
+    standing: Standing,
+    rows: _Rows,
+    revoked: tuple[str, ...],
+) -> ChannelFacts:
+    others = _others(standing)
+    labels = {one.pk: one.label for one in (standing.offered, *others) if one is not None}
+    rollout, candidate = rows.rollouts.get(channel.pk), standing.candidate
+    is_offered = rollout is not None and candidate is not None and candidate.pk in labels
+    return ChannelFacts(
+        release=_release_facts(standing.offered, rows.variants),
+        revoked=revoked,
+        hold=_hold(standing, channel),
+        model=facts.slug,
+        is_emptied=standing.is_emptied,
+        rollout=_rollout_facts(rollout, candidate) if is_offered else None,  # type: ignore[arg-type]
+        overrides={
+            one.device: labels[one.release_id]
+            for one in rows.overrides[channel.pk]
+            if one.release_id in labels
+        },
+        golden=labels.get(channel.golden_id or 0),
+        holdout_bp=facts.holdout_bp,
+        others={
+            one.label: found
+            for one in others
+            if (found := _release_facts(one, rows.variants)) is not None
+        },
+    )
+
+
+def _rollout_facts(rollout: Rollout, candidate: Release) -> RolloutFacts:
+    return RolloutFacts(
+        key=rollout.key,
+        nonce=rollout.nonce,
+        candidate=candidate.label,
+        coverage_bp=rollout.coverage_bp,
+        is_paused=rollout.state == "paused",
+        targeting=read_rules(rollout.targeting),
+    )
 
 
 def _hold(standing: Standing, channel: Channel) -> str:
@@ -229,7 +321,7 @@ def _add_patches(
 ) -> None:
     """Offer the signed patches in the manifests of what they lead to, and serve their bytes."""
     for pk, facts in models.items():
-        for (_, sha256), manifest in facts.manifests.items():
+        for (*_, sha256), manifest in facts.manifests.items():
             manifest["patches"] = _patch_members(rows.patches.get((pk, sha256), ()), revoked)
     for (pk, sha256), patches in rows.patches.items():
         owner = models.get(pk)

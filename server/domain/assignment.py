@@ -123,11 +123,21 @@ class _Ruling(NamedTuple):
     arm: Arm | None = None
 
 
-_Rule = Callable[[ChannelState, Installation], _Ruling]
+# Says why the installation cannot run a release, by its label; nothing where it can.
+Unfit = Callable[[str], str]
+_Rule = Callable[[ChannelState, Installation, Unfit], _Ruling]
 
 
-def assign(channel: ChannelState, installation: Installation) -> Assignment:
+def _always_fit(_: str) -> str:
+    return ""
+
+
+def assign(
+    channel: ChannelState, installation: Installation, unfit: Unfit = _always_fit
+) -> Assignment:
     """Return what ``installation`` gets on ``channel``, with every rule that was tried.
+
+    ``unfit`` says of a release why the installation has no use for any of its files.
 
     Raises:
         InvalidInput: ``missing_unit`` or ``invalid_unit``; no id is ever made up.
@@ -136,7 +146,7 @@ def assign(channel: ChannelState, installation: Installation) -> Assignment:
     check_unit(installation.unit)
     steps: list[Step] = []
     for name, rule in _RULES:
-        ruling = rule(channel, installation)
+        ruling = rule(channel, installation, unfit)
         steps.append(Step(name, "decided" if ruling.is_final else "passed", ruling.reason))
         if ruling.is_final:
             break
@@ -144,45 +154,49 @@ def assign(channel: ChannelState, installation: Installation) -> Assignment:
     return Assignment(ruling.release, ruling.arm, rollout, ruling.reason, tuple(steps))
 
 
-def _kill(channel: ChannelState, _: Installation) -> _Ruling:
+def _kill(channel: ChannelState, _: Installation, __: Unfit) -> _Ruling:
     if channel.is_killed:
         return _incumbent(channel, "the channel was killed")
     return _Ruling("not killed")
 
 
-def _override(channel: ChannelState, installation: Installation) -> _Ruling:
+def _override(channel: ChannelState, installation: Installation, unfit: Unfit) -> _Ruling:
     release = channel.overrides.get(installation.unit)
     if release is None:
         return _Ruling("no override for this installation")
     if release in channel.revoked:
         return _Ruling(f"its override {release} was revoked")
+    if unmet := unfit(release):
+        return _Ruling(f"its override {release} does not fit: {unmet}")
     return _Ruling(
         f"an override gives it {release}; it is not analysed", is_final=True, release=release
     )
 
 
-def _compatibility(channel: ChannelState, installation: Installation) -> _Ruling:
+def _compatibility(channel: ChannelState, installation: Installation, unfit: Unfit) -> _Ruling:
     if channel.rollout is None:
         return _Ruling("no candidate to fit")
-    unmet = _unmet(channel.rollout.requirements, installation)
-    if unmet:
+    candidate = channel.rollout.candidate
+    if unmet := _unmet(channel.rollout.requirements, installation) or unfit(candidate):
         return _incumbent(channel, f"{channel.rollout.candidate} does not fit: {unmet}")
     return _Ruling(f"{channel.rollout.candidate} fits")
 
 
-def _holdout(channel: ChannelState, installation: Installation) -> _Ruling:
+def _holdout(channel: ChannelState, installation: Installation, unfit: Unfit) -> _Ruling:
     if channel.golden is None:
         return _Ruling("no golden version is chosen")
     if channel.golden in channel.revoked:
         return _Ruling(f"the golden version {channel.golden} was revoked")
     place = cohort(holdout_seed(channel.model), installation.unit)
     if in_range(place, 0, channel.holdout_bp):
-        reason = f"holdout cohort {place} of {channel.holdout_bp} stays on {channel.golden}"
-        return _Ruling(reason, is_final=True, release=channel.golden)
+        if unmet := unfit(channel.golden):
+            return _Ruling(f"the golden version {channel.golden} does not fit: {unmet}")
+        said = f"holdout cohort {place} of {channel.holdout_bp} stays on {channel.golden}"
+        return _Ruling(said, is_final=True, release=channel.golden)
     return _Ruling(f"holdout cohort {place} is outside [0, {channel.holdout_bp})")
 
 
-def _running(channel: ChannelState, _: Installation) -> _Ruling:
+def _running(channel: ChannelState, _: Installation, __: Unfit) -> _Ruling:
     rollout = channel.rollout
     if rollout is None:
         return _incumbent(channel, "no rollout is running")
@@ -191,7 +205,7 @@ def _running(channel: ChannelState, _: Installation) -> _Ruling:
     return _Ruling(f"rollout {rollout.key} is {'paused' if rollout.is_paused else 'running'}")
 
 
-def _enrolled(channel: ChannelState, installation: Installation) -> _Ruling:
+def _enrolled(channel: ChannelState, installation: Installation, __: Unfit) -> _Ruling:
     if not installation.enrolled:
         return _Ruling("not enrolled so far")
     rollout = _rollout(channel)
@@ -205,7 +219,7 @@ def _enrolled(channel: ChannelState, installation: Installation) -> _Ruling:
     return _arm(channel, arm, f"enrolled in the {arm} arm, split cohort {place}")
 
 
-def _targeting(channel: ChannelState, installation: Installation) -> _Ruling:
+def _targeting(channel: ChannelState, installation: Installation, _: Unfit) -> _Ruling:
     rollout = _rollout(channel)
     if rollout.is_paused:
         return _incumbent(channel, "the rollout is paused and takes nobody new")
@@ -215,7 +229,7 @@ def _targeting(channel: ChannelState, installation: Installation) -> _Ruling:
     return _Ruling(matched.reason)
 
 
-def _split(channel: ChannelState, installation: Installation) -> _Ruling:
+def _split(channel: ChannelState, installation: Installation, _: Unfit) -> _Ruling:
     rollout = _rollout(channel)
     place, arm = _split_of(rollout, installation)
     treatment = f"[0, {rollout.coverage_bp})"

@@ -1,13 +1,28 @@
-"""What one installation should run: a pure function, which returns every step it took."""
+"""What one installation should run: a pure function, which returns every step it took.
+
+:mod:`server.domain.assignment` chooses the release, here a file of it is chosen that the
+installation can run; the two meet in ``decide``, which is the only decision there is.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
+from server.domain.assignment import (
+    Arm,
+    Assignment,
+    ChannelState,
+    Installation,
+    RolloutFacts,
+    Step,
+    assign,
+)
 from server.domain.errors import InvalidInput
+from server.domain.versions import parse_version
 
 Kind = Literal["update", "rollback_to_embedded", "none"]
 RUNTIMES = ("tflite", "coreml")
@@ -15,6 +30,11 @@ RUNTIMES = ("tflite", "coreml")
 DEFAULT_ORDER = ("float16", "int8", "palette8", "float32")
 _UNIT = re.compile(r"\A[!-~]{1,128}\Z")
 _VERSION = re.compile(r"\A\d+(\.\d+){0,3}\Z")
+_ATTRIBUTES = (
+    "app_version", "device_class", "os_version", "platform", "runtime", "sdk_version",
+)  # fmt: skip
+# Requirements of a file that an installation has to meet by what it states of itself.
+_STATED = ("app_version", "runtime_version", "sdk_version")
 
 
 @dataclass(frozen=True)
@@ -38,43 +58,71 @@ class ReleaseFacts:
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """One channel: what it serves, what was revoked on it, and what it waits for meanwhile."""
+    """One channel: what it serves, what was revoked on it, and what it waits for meanwhile.
+
+    ``release`` is the incumbent. ``others`` are the candidate of ``rollout``, the ``golden``
+    release and those that ``overrides`` name, all by label. ``is_emptied`` says that everything
+    was killed.
+    """
 
     release: ReleaseFacts | None
     revoked: tuple[str, ...] = ()
     hold: str = ""
+    model: str = ""
+    is_emptied: bool = False
+    rollout: RolloutFacts | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    golden: str | None = None
+    holdout_bp: int = 0
+    others: Mapping[str, ReleaseFacts] = field(default_factory=dict)
+
+    @cached_property
+    def state(self) -> ChannelState:
+        """The channel as the order of rules takes it."""
+        return ChannelState(
+            model=self.model,
+            incumbent=self.release.label if self.release else None,
+            rollout=self.rollout,
+            is_killed=self.is_emptied,
+            overrides=self.overrides,
+            golden=self.golden,
+            holdout_bp=self.holdout_bp,
+        )
+
+    def find(self, label: str | None) -> ReleaseFacts | None:
+        """Return the release of that label."""
+        if self.release is not None and self.release.label == label:
+            return self.release
+        return self.others.get(label) if label is not None else None
 
 
 @dataclass(frozen=True)
 class Poll:
-    """One installation's question."""
+    """One installation's question; ``attributes`` are what it states of itself."""
 
     device: str
     runtime: str
     channel: str = "production"
     accept: tuple[str, ...] = ()
-    platform: str = ""
-    os_version: str = ""
     current: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rule that was tried, and what came of it."""
-
-    rule: str
-    outcome: str
+    enrolled: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer. ``release`` and ``variant`` are None where the installation gets nothing."""
+    """The answer. ``release`` and ``variant`` are None where the installation gets nothing.
+
+    With an ``arm`` it takes part in ``rollout``, also where its arm gets nothing.
+    """
 
     release: ReleaseFacts | None
     variant: VariantFacts | None
     is_embedded_wanted: bool
     reason: str
     steps: tuple[Step, ...]
+    rollout: str | None = None
+    arm: Arm | None = None
 
 
 def read_poll(query: Mapping[str, str]) -> Poll:
@@ -100,73 +148,143 @@ def read_poll(query: Mapping[str, str]) -> Poll:
         runtime=runtime,
         channel=query.get("channel") or "production",
         accept=tuple(word for word in query.get("accept", "").split(",") if word),
-        platform=query.get("platform", ""),
-        os_version=query.get("os_version", ""),
         current=query.get("current", ""),
+        enrolled=query.get("enrolled", ""),
+        attributes={name: query[name] for name in _ATTRIBUTES if name in query},
     )
 
 
 def decide(channel: ChannelFacts | None, poll: Poll) -> Decision:
     """Return what ``poll``'s installation should run on ``channel``."""
-    steps: list[Step] = []
     if channel is None:
-        steps.append(Step("channel", f"no channel {poll.channel[:63]!r}"))
+        nowhere = Step("channel", "decided", f"no channel {poll.channel[:63]!r}")
         return Decision(
-            None, None, is_embedded_wanted=False, reason="no such channel", steps=tuple(steps)
+            None, None, is_embedded_wanted=False, reason="no such channel", steps=(nowhere,)
         )
-    steps.append(Step("kill", f"{len(channel.revoked)} files revoked"))
-    release = channel.release
+    fitting = _Fitting(channel, poll)
+    installation = Installation(poll.device, poll.attributes, poll.enrolled)
+    assignment = assign(channel.state, installation, fitting.unfit)
+    release = channel.find(assignment.release)
     if release is None:
-        reason = "every release was revoked" if channel.revoked else "nothing released yet"
-        steps.append(Step("release", channel.hold or "nothing released"))
-        return Decision(
-            None,
-            None,
-            is_embedded_wanted=bool(channel.revoked) and not channel.hold,
-            reason=channel.hold or reason,
-            steps=tuple(steps),
-        )
-    steps.append(Step("release", f"{release.label} (version {release.version})"))
-    offered = release.variants.get(poll.runtime, ())
-    variant = _choose(offered, poll, steps)
-    if variant is None:
+        return _without_release(channel, assignment)
+    choice = fitting.choose(release)
+    steps = (*assignment.steps, *choice.steps)
+    if choice.variant is None:
         reason = f"{release.label} has no {poll.runtime} variant this installation can run"
-        return Decision(None, None, is_embedded_wanted=False, reason=reason, steps=tuple(steps))
+    else:
+        reason = release.reason
     return Decision(
-        release, variant, is_embedded_wanted=False, reason=release.reason, steps=tuple(steps)
+        release if choice.variant else None,
+        choice.variant,
+        is_embedded_wanted=False,
+        reason=reason,
+        steps=steps,
+        rollout=assignment.rollout,
+        arm=assignment.arm,
     )
 
 
-def _choose(offered: Sequence[VariantFacts], poll: Poll, steps: list[Step]) -> VariantFacts | None:
-    order = poll.accept or DEFAULT_ORDER
+def _without_release(channel: ChannelFacts, assignment: Assignment) -> Decision:
+    """Return the answer where there is nothing to give: an empty channel, or its control arm."""
+    if assignment.arm is not None:
+        reason = assignment.reason
+    elif channel.hold:
+        reason = channel.hold
+    else:
+        reason = "every release was revoked" if channel.revoked else "nothing released yet"
+    return Decision(
+        None,
+        None,
+        is_embedded_wanted=_is_embedded_wanted(channel),
+        reason=reason,
+        steps=(*assignment.steps, Step("release", "decided", reason)),
+        rollout=assignment.rollout,
+        arm=assignment.arm,
+    )
+
+
+def _is_embedded_wanted(channel: ChannelFacts) -> bool:
+    is_withdrawn = channel.is_emptied or (bool(channel.revoked) and channel.rollout is None)
+    return is_withdrawn and not channel.hold
+
+
+@dataclass(frozen=True)
+class _Choice:
+    variant: VariantFacts | None
+    steps: tuple[Step, ...]
+
+
+class _Fitting:
+    """Which file of a release the installation can run; each release is looked at once."""
+
+    def __init__(self, channel: ChannelFacts, poll: Poll) -> None:
+        self._channel = channel
+        self._poll = poll
+        self._known: dict[str, _Choice] = {}
+
+    def choose(self, release: ReleaseFacts) -> _Choice:
+        known = self._known.get(release.label)
+        if known is None:
+            known = _choose(release.variants.get(self._poll.runtime, ()), self._poll)
+            self._known[release.label] = known
+        return known
+
+    def unfit(self, label: str) -> str:
+        release = self._channel.find(label)
+        if release is None:
+            return "it is not offered yet"
+        choice = self.choose(release)
+        return "" if choice.variant else "; ".join(step.reason for step in choice.steps)
+
+
+def _choose(offered: Sequence[VariantFacts], poll: Poll) -> _Choice:
+    steps: list[Step] = []
     by_precision = {variant.precision: variant for variant in offered}
-    for precision in order:
+    for precision in poll.accept or DEFAULT_ORDER:
         variant = by_precision.get(precision)
         if variant is None:
-            steps.append(Step("variant", f"{precision[:20]}: not shipped for {poll.runtime}"))
+            reason = f"{precision[:20]}: not shipped for {poll.runtime}"
+            steps.append(Step("variant", "passed", reason))
             continue
-        missing = _unmet(variant.requires, poll)
+        missing = _unmet(variant.requires, poll.attributes)
         if missing:
-            steps.append(Step("compatibility", f"{precision}: {missing}"))
+            steps.append(Step("variant", "passed", f"{precision}: {missing}"))
             continue
-        steps.append(Step("variant", f"{precision}: chosen"))
-        return variant
-    return None
+        steps.append(Step("variant", "decided", f"{precision}: chosen"))
+        return _Choice(variant, tuple(steps))
+    return _Choice(None, tuple(steps))
 
 
-def _unmet(requires: Mapping[str, object], poll: Poll) -> str:
+def _unmet(requires: Mapping[str, object], stated: Mapping[str, str]) -> str:
     """Return which requirement the installation does not meet, or nothing.
 
     ``requires`` may hold the oldest system per platform, such as ``{"ios": "16.0"}``. An
     installation that does not state its system's version is taken at its word that it can run
-    what it asks for.
+    what it asks for. It may also hold the oldest ``app_version``, ``sdk_version`` or
+    ``runtime_version``, which have to be stated.
     """
-    needed = requires.get(poll.platform.lower())
-    if not isinstance(needed, str) or not _VERSION.match(poll.os_version):
+    if not requires:
         return ""
-    if _numbers(poll.os_version) >= _numbers(needed):
+    for name in _STATED:
+        oldest = requires.get(name)
+        if isinstance(oldest, str) and (unmet := _too_old(name, stated.get(name, ""), oldest)):
+            return unmet
+    platform, version = stated.get("platform", ""), stated.get("os_version", "")
+    needed = requires.get(platform.lower())
+    if not isinstance(needed, str) or not _VERSION.match(version):
         return ""
-    return f"needs {poll.platform} {needed}, this is {poll.os_version}"
+    if _numbers(version) >= _numbers(needed):
+        return ""
+    return f"needs {platform} {needed}, this is {version}"
+
+
+def _too_old(name: str, stated: str, oldest: str) -> str:
+    if not stated:
+        return f"needs {name} {oldest}, and {name} is not stated"
+    version, least = parse_version(stated), parse_version(oldest)
+    if version is None or least is None or version < least:
+        return f"needs {name} {oldest}, this is {stated[:60]}"
+    return ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ TRAIN: Final = "training.run"
 COMPILE_UPLOAD: Final = "registry.compile_upload"
 BUILD_PATCHES: Final = "registry.build_patches"
 PUBLISH: Final = "trust.publish"
+NOTIFY: Final = "rollouts.notify"
 
 # Jobs of the ledger, with the queue each travels on.
 JOBS: Final[dict[str, str]] = {
@@ -25,6 +26,7 @@ JOBS: Final[dict[str, str]] = {
     COMPILE_UPLOAD: ML_QUEUE,
     BUILD_PATCHES: DEFAULT_QUEUE,
     PUBLISH: SIGNING_QUEUE,
+    NOTIFY: DEFAULT_QUEUE,
 }
 
 REAP: Final = "jobs.reap"
@@ -34,9 +36,13 @@ CATCH_UP: Final = "trust.catch_up"
 DRAIN: Final = "telemetry.drain"
 SUMMARISE: Final = "telemetry.summarise"
 UPKEEP: Final = "telemetry.upkeep"
+LOOK: Final = "rollouts.look"
+SEND_AGAIN: Final = "rollouts.send_again"
 
 # Called by the clock, not kept in the ledger: a call that is lost is made up for by the next.
-PERIODIC: Final = (REAP, NIGHTLY, RENEW, CATCH_UP, DRAIN, SUMMARISE, UPKEEP)
+PERIODIC: Final = (
+    REAP, NIGHTLY, RENEW, CATCH_UP, DRAIN, SUMMARISE, UPKEEP, LOOK, SEND_AGAIN,
+)  # fmt: skip
 
 # Jobs that only tests send; taken only where NIGHTFERRY_TEST_HANDLERS is set.
 TEST_PREFIX: Final = "test."

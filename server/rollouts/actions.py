@@ -10,32 +10,28 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from server import blobs
-from server.domain.errors import Conflict, InvalidInput
+from server.domain.delivery_policy import DeliveryPolicy
+from server.domain.errors import Conflict
 from server.http import audit
-from server.jobs import actions as jobs
-from server.jobs import names
-from server.jobs.queries import find_unfinished
-from server.registry.models import SLUG, Model, ModelVersion, Variant
-from server.rollouts import queries
-from server.rollouts.models import Channel, DecisionEpoch, Patch, Recall, Release, Signing
+from server.registry.models import Model, ModelVersion, Variant
+from server.rollouts import queries, releasing, staging, webhooks
+from server.rollouts.models import Channel, Patch, Recall, Release
+from server.rollouts.releasing import SETTLE_AFTER, request_publication
 from server.trust.targets import SignedTarget
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from server.rollouts.releasing import Actor
 
-    Actor = AbstractBaseUser | AnonymousUser | None
+__all__ = ["SETTLE_AFTER", "request_publication"]
 
 PRODUCTION = "production"
-# What a release replaced stays signed for so long, for devices that have just been told of it.
-SETTLE_AFTER = dt.timedelta(seconds=60)
 # A patch that saves less is not worth its trouble on a device.
 LARGEST_PATCH = 0.7
 
@@ -66,35 +62,19 @@ def release_version(
 
     Raises:
         Conflict: ``version_not_published``, ``no_shipped_variant``, ``model_retired``,
-            ``version_revoked`` (files of it were killed here before, or recalled) or
-            ``identical_release`` (the channel serves these very files already).
+            ``version_revoked`` (files of it were killed here before, or recalled),
+            ``identical_release`` (the channel serves these very files already) or
+            ``rollout_open`` (a rollout is under way there).
         InvalidInput: ``invalid_channel``.
 
     """
-    if version.model.retired_at is not None:
-        message = f"{version.model.slug} is retired; nothing more is released."
-        raise Conflict(message, code="model_retired")
-    if version.state != ModelVersion.State.PUBLISHED:
-        message = f"Version {version} is {version.state}; only a published version is released."
-        raise Conflict(message, code="version_not_published")
-    if not version.variants.filter(is_shipped=True).exists():
-        message = f"Version {version} has no variant that may be shipped."
-        raise Conflict(message, code="no_shipped_variant")
-    stream = _lock_channel(version.model, channel)
-    if _shipped(version) & queries.killed_files(stream):
-        message = (
-            f"Version {version} holds files that were killed on {channel} or recalled; train on"
-            " other photos or upload another."
-        )
-        raise Conflict(message, code="version_revoked")
+    releasing.check_version(version)
+    stream = releasing.lock_channel(version.model, channel)
+    staging.require_no_open_rollout(stream)
+    releasing.check_releasable(stream, version)
     current = queries.current_release(stream)
-    if current is not None and _shipped(current.version) == _shipped(version):
-        message = (
-            f"{channel} serves the very files of version {version} already, as {current.label}."
-        )
-        raise Conflict(message, code="identical_release")
     is_older = current is not None and version.number < current.version.number
-    release = _append(
+    release = releasing.append(
         stream,
         version,
         kind=Release.Kind.ROLLBACK if is_older else Release.Kind.UPDATE,
@@ -103,11 +83,7 @@ def release_version(
         notes=notes,
         is_mandatory=is_mandatory,
     )
-    # The patches first, so that the first device is offered them; their job asks for the signing.
-    if queries.patch_pairs(release):
-        _build_patches(release)
-    else:
-        request_publication(model=version.model)
+    releasing.publish_release(release)
     return release
 
 
@@ -128,7 +104,7 @@ def roll_back(
         Conflict: ``nothing_to_roll_back_to``, or as ``release_version``.
 
     """
-    stream = _lock_channel(model, channel)
+    stream = releasing.lock_channel(model, channel)
     current = queries.current_release(stream)
     if to is None:
         earlier = queries.earlier_release(stream, current)
@@ -154,24 +130,39 @@ def kill(
     """Revoke the version a channel serves; devices drop it at their next poll.
 
     The incumbent before it is released again under a new label and returned; without one, None:
-    devices then go back to the model embedded in their app.
+    devices then go back to the model embedded in their app. While a rollout is under way, its
+    candidate is what is killed, and the rollout ends.
 
     Raises:
         Conflict: ``nothing_released``.
 
     """
-    stream = _lock_channel(model, channel)
+    stream = releasing.lock_channel(model, channel)
+    why = reason or "killed by hand"
+    rollout = staging.open_rollout(stream)
+    if rollout is not None:
+        staging.kill_rollout(rollout=rollout, actor=actor, reason=why)
+        return queries.current_release(stream)
     current = queries.current_release(stream)
     if current is None:
         message = f"{channel} of {model.slug} serves nothing that could be killed."
         raise Conflict(message, code="nothing_released")
-    why = reason or "killed by hand"
     audit.record(actor=actor, action="release.kill", subject=current, detail={"reason": why})
     incumbent = _withdraw(
         stream, current, stream.releases.filter(version=current.version), actor=actor, why=why
     )
-    _want_signature(model)
+    releasing.want_signature(model)
     request_publication(model=model)
+    webhooks.tell(
+        stream,
+        event="release.killed",
+        detail={
+            "label": current.label,
+            "version": current.version.number,
+            "reason": why,
+            "now_serving": incumbent.label if incumbent else None,
+        },
+    )
     return incumbent
 
 
@@ -183,24 +174,26 @@ def recall_version(*, version: ModelVersion, reason: str = "", actor: Actor = No
     it, the version before it is released again, as after a kill. Calling twice changes nothing.
     """
     model = version.model
-    _lock_signing(model)
+    releasing.lock_signing(model)
     known = Recall.objects.filter(version=version).first()
     if known is not None:
         return known
     why = reason or "recalled by hand"
-    recall = Recall.objects.create(version=version, reason=why, created_by_id=_id_of(actor))
+    person = releasing.id_of(actor)
+    recall = Recall.objects.create(version=version, reason=why, created_by_id=person)
     audit.record(actor=actor, action="version.recall", subject=version, detail={"reason": why})
     withdrawn = queries.releases_with_files_of(version)
     for channel in Channel.objects.filter(releases__in=withdrawn).distinct().order_by("pk"):
         stream = Channel.objects.select_for_update().get(pk=channel.pk)
+        staging.end_for_recall(stream, withdrawn, actor=actor, reason=f"{version} was recalled")
         current = queries.current_release(stream)
         mine = withdrawn.filter(channel=stream)
         if current is not None and mine.filter(pk=current.pk).exists():
             _withdraw(stream, current, mine, actor=actor, why=why)
         else:
-            _kill(mine, why)
-    _bump_epoch()
-    _want_signature(model)
+            releasing.kill_releases(mine, why)
+    releasing.bump_epoch()
+    releasing.want_signature(model)
     request_publication(model=model)
     return recall
 
@@ -208,7 +201,7 @@ def recall_version(*, version: ModelVersion, reason: str = "", actor: Actor = No
 @transaction.atomic
 def prepare_publication(*, model: Model) -> Publication:
     """Return what is to be signed of the model now, all of it as of one moment."""
-    signing = _lock_signing(model)
+    signing = releasing.lock_signing(model)
     releases = queries.listed_releases(model)
     patches = queries.listed_patches(releases, queries.revoked_files(model))
     return Publication(
@@ -229,11 +222,14 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     withdrawn; calling twice changes nothing, and neither does one that a newer came before.
     """
     now = now or timezone.now()
-    signing = _lock_signing(publication.model)
+    signing = releasing.lock_signing(publication.model)
     if signing.signed > publication.wanted:
         return []
     found = Release.objects.filter(
-        pk__in=publication.releases, announced_at__isnull=True, killed_at__isnull=True
+        pk__in=publication.releases,
+        announced_at__isnull=True,
+        killed_at__isnull=True,
+        withdrawn_at__isnull=True,
     )
     fresh = list(found.select_related("channel__model", "version"))
     Release.objects.filter(pk__in=[release.pk for release in fresh]).update(announced_at=now)
@@ -250,27 +246,18 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     signing.signed = max(signing.signed, publication.wanted)
     signing.signed_at, signing.failure, signing.failed_at = now, "", None
     signing.save()
-    _bump_epoch()
+    releasing.bump_epoch()
     return fresh
 
 
 @transaction.atomic
 def note_signing_failure(*, model: Model, reason: str) -> bool:
     """Keep why a model's changes could not be signed; return whether that is news."""
-    signing = _lock_signing(model)
+    signing = releasing.lock_signing(model)
     is_news = signing.failure != reason
     signing.failure, signing.failed_at = reason, timezone.now()
     signing.save(update_fields=["failure", "failed_at"])
     return is_news
-
-
-@transaction.atomic
-def request_publication(*, model: Model) -> None:
-    """Queue the signing of what is wanted by now, unless a job for just that waits already."""
-    signing = _lock_signing(model)
-    key = f"publish:{model.pk}:{signing.wanted}"
-    if find_unfinished(key) is None:
-        jobs.enqueue(name=names.PUBLISH, args={"model": model.slug}, unique_key=key, max_attempts=5)
 
 
 @transaction.atomic
@@ -294,64 +281,40 @@ def record_patch(
         from_variant=from_variant, to_variant=to_variant, algorithm=algorithm, defaults=values
     )
     if is_new and patch.state == Patch.State.OFFERED:
-        _want_signature(to_variant.version.model)
+        releasing.want_signature(to_variant.version.model)
     return patch
 
 
 def touch_decisions() -> None:
     """Have every web process load its decision set again (a key, a policy or a model changed)."""
-    _bump_epoch()
+    releasing.bump_epoch()
 
 
-def _shipped(version: ModelVersion) -> set[str]:
-    return set(version.variants.filter(is_shipped=True).values_list("sha256", flat=True))
+@transaction.atomic
+def set_delivery_policy(*, model: Model, policy: dict[str, Any], actor: Actor = None) -> Model:
+    """Replace how the model's new versions reach devices.
 
+    Raises:
+        InvalidInput: ``invalid_policy`` or ``invalid_targeting``.
 
-def _lock_channel(model: Model, name: str) -> Channel:
-    try:
-        SLUG(name)
-    except ValidationError as error:
-        message = "A channel's name takes small letters, digits, - and _."
-        raise InvalidInput(message, code="invalid_channel") from error
-    _lock_signing(model)
-    channel, _ = Channel.objects.get_or_create(model=model, name=name)
-    return Channel.objects.select_for_update().get(pk=channel.pk)
-
-
-def _lock_signing(model: Model) -> Signing:
-    """Hold the model's row, so that its changes come one after the other."""
-    Signing.objects.get_or_create(model=model)
-    return Signing.objects.select_for_update().get(pk=model.pk)
-
-
-def _want_signature(model: Model) -> None:
-    """Note that signed metadata have to state something new."""
-    Signing.objects.get_or_create(model=model)
-    row = Signing.objects.filter(pk=model.pk)
-    # Since when something is wanted: more of it does not put off what waits already.
-    row.filter(wanted__lte=F("signed")).update(wanted_at=timezone.now())
-    row.update(wanted=F("wanted") + 1)
-
-
-def _build_patches(release: Release) -> None:
-    """Queue the patches that lead to a release."""
-    jobs.enqueue(
-        name=names.BUILD_PATCHES,
-        args={"release_id": release.pk, "model": release.channel.model.slug},
-        unique_key=f"patches:{release.pk}",
-    )
+    """
+    DeliveryPolicy.read(policy)
+    model.delivery_policy = policy
+    model.save(update_fields=["delivery_policy"])
+    audit.record(actor=actor, action="model.set_delivery_policy", subject=model, detail=policy)
+    return model
 
 
 def _withdraw(
     channel: Channel, current: Release, releases: QuerySet[Release], *, actor: Actor, why: str
 ) -> Release | None:
     """Kill the releases and serve the newest earlier version that lives, if there is one."""
-    _kill(releases, why)
-    _bump_epoch()
+    releasing.kill_releases(releases, why)
+    releasing.bump_epoch()
     incumbent = queries.earlier_release(channel, current)
     if incumbent is None:
         return None
-    release = _append(
+    release = releasing.append(
         channel,
         incumbent.version,
         kind=Release.Kind.ROLLBACK,
@@ -359,55 +322,5 @@ def _withdraw(
         reason=f"{current.label} was killed: {why}",
     )
     if queries.patch_pairs(release):
-        _build_patches(release)
+        releasing.build_patches(release)
     return release
-
-
-def _kill(releases: QuerySet[Release], why: str) -> None:
-    releases.filter(killed_at__isnull=True).update(killed_at=timezone.now(), killed_reason=why)
-
-
-def _id_of(actor: Actor) -> int | None:
-    return actor.pk if actor is not None and actor.is_authenticated else None
-
-
-def _append(
-    channel: Channel,
-    version: ModelVersion,
-    *,
-    kind: Release.Kind,
-    actor: Actor,
-    reason: str,
-    notes: str = "",
-    is_mandatory: bool = False,
-) -> Release:
-    signing = Signing.objects.get(pk=channel.model_id)
-    release = Release.objects.create(
-        channel=channel,
-        label_number=channel.next_label,
-        counter=signing.next_counter,
-        version=version,
-        kind=kind,
-        reason=reason,
-        notes=notes,
-        is_mandatory=is_mandatory,
-        created_by_id=_id_of(actor),
-    )
-    channel.next_label += 1
-    channel.save(update_fields=["next_label"])
-    Signing.objects.filter(pk=signing.pk).update(next_counter=F("next_counter") + 1)
-    audit.record(
-        actor=actor,
-        action=f"release.{kind}",
-        subject=release,
-        detail={"version": version.number, "reason": reason, "counter": release.counter},
-    )
-    _want_signature(channel.model)
-    _bump_epoch()
-    return release
-
-
-def _bump_epoch() -> None:
-    changed = DecisionEpoch.objects.filter(pk=1).update(number=F("number") + 1)
-    if not changed:
-        DecisionEpoch.objects.get_or_create(pk=1, defaults={"number": 1})

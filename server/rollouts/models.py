@@ -1,10 +1,27 @@
-"""Channels and releases: which version devices should run, and what is signed of it."""
+"""Channels, releases and rollouts: which version devices should run, and what is signed of it."""
 
 from __future__ import annotations
 
+import secrets
+import uuid
+from datetime import datetime
+from typing import Any
+
 from django.conf import settings
 from django.db import models
+from django.db.models import Q
+from django.utils import timezone
 
+from server.domain.rollout_policy import RolloutPolicy
+from server.domain.stages import (
+    FINAL_STATES,
+    OPEN_STATES,
+    Progress,
+    Verb,
+    allowed_verbs,
+    coverage_bp,
+    deadline_at,
+)
 from server.registry.models import SLUG
 
 
@@ -16,6 +33,10 @@ class Channel(models.Model):
     next_label = models.PositiveIntegerField(default=1, editable=False)
     # Set while the signed policy sends the channel's devices back to the model in their app.
     embedded_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # A share of the installations stays on it, so that many small losses can be seen.
+    golden = models.ForeignKey(
+        "Release", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
 
     class Meta:
         """A name once per model."""
@@ -50,7 +71,15 @@ class Release(models.Model):
         SIGNING = "signing"
         ANNOUNCED = "announced"
         PASSED_OVER = "passed over"
+        WITHDRAWN = "withdrawn"
         KILLED = "killed"
+
+    class Audience(models.TextChoices):
+        """Who may be given it: all, the treatment arm of a rollout, or installations by name."""
+
+        EVERYONE = "everyone"
+        ROLLOUT = "rollout"
+        PINNED = "pinned"
 
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="releases")
     label_number = models.PositiveIntegerField()
@@ -59,6 +88,7 @@ class Release(models.Model):
         "registry.ModelVersion", on_delete=models.PROTECT, related_name="releases"
     )
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.UPDATE)
+    audience = models.CharField(max_length=10, choices=Audience.choices, default=Audience.EVERYONE)
     reason = models.TextField(blank=True)
     notes = models.TextField(blank=True)
     is_mandatory = models.BooleanField(default=False)
@@ -67,6 +97,9 @@ class Release(models.Model):
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
     announced_at = models.DateTimeField(null=True, blank=True)
+    withdrawn_at = models.DateTimeField(
+        null=True, blank=True, help_text="Given to nobody any more, and yet not revoked."
+    )
     killed_at = models.DateTimeField(null=True, blank=True)
     killed_reason = models.TextField(blank=True)
 
@@ -95,10 +128,280 @@ class Release(models.Model):
         """Return where it stands; one that a newer came before it was announced never will be."""
         if self.killed_at is not None:
             return self.State.KILLED
+        if self.withdrawn_at is not None:
+            return self.State.WITHDRAWN
         if self.announced_at is not None:
             return self.State.ANNOUNCED
         is_newest = self.label_number + 1 == self.channel.next_label
-        return self.State.SIGNING if is_newest else self.State.PASSED_OVER
+        is_wanted = is_newest or self.audience != self.Audience.EVERYONE
+        return self.State.SIGNING if is_wanted else self.State.PASSED_OVER
+
+    @property
+    def is_living(self) -> bool:
+        """Say whether it was neither killed nor withdrawn."""
+        return self.killed_at is None and self.withdrawn_at is None
+
+
+class ImmutableRowChanged(RuntimeError):
+    """A programming error: code tried to change what is only ever added."""
+
+
+def _nonce() -> str:
+    return secrets.token_hex(8)
+
+
+class Rollout(models.Model):
+    """A candidate on its way to everyone on a channel, compared with the incumbent.
+
+    The nonce, the candidate and the incumbent never change; the policy is frozen at the start.
+    ``revision`` grows with every change and every look, and who changes a row says which one it
+    has seen. ``stages_entered`` are the times at which its stages began.
+    """
+
+    channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="rollouts")
+    version = models.ForeignKey(
+        "registry.ModelVersion", on_delete=models.PROTECT, related_name="rollouts"
+    )
+    candidate = models.OneToOneField(
+        Release, null=True, blank=True, on_delete=models.PROTECT, related_name="rollout"
+    )
+    incumbent = models.ForeignKey(
+        Release, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    nonce = models.CharField(max_length=32, default=_nonce, editable=False)
+    policy = models.JSONField(default=dict)
+    has_own_stages = models.BooleanField(
+        default=False, help_text="Its stages were asked for as they are, whatever the fleet."
+    )
+    targeting = models.JSONField(default=list, blank=True)
+    allow_list = models.JSONField(
+        default=list, blank=True, help_text="Installations that get the candidate, not analysed."
+    )
+    state = models.CharField(
+        max_length=12, default="draft", choices=[(s, s.replace("_", " ")) for s in (
+            "draft", "queued", "running", "paused", "rolled_back", "promoted", "expired",
+            "superseded",
+        )],
+    )  # fmt: skip
+    stage = models.PositiveSmallIntegerField(default=0)
+    stages_entered = models.JSONField(default=list)
+    revision = models.PositiveIntegerField(default=0)
+    reason = models.TextField(blank=True)
+    notes = models.TextField(blank=True)
+    outcome = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    started_at = models.DateTimeField(null=True, blank=True)
+    stage_started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        """One under way and one waiting per channel."""
+
+        ordering = ("-pk",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=["channel"], condition=Q(state__in=OPEN_STATES), name="one_open_rollout"
+            ),
+            models.UniqueConstraint(
+                fields=["channel"], condition=Q(state="queued"), name="one_queued_rollout"
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=OPEN_STATES)
+                | Q(candidate__isnull=False, started_at__isnull=False),
+                name="open_rollout_has_candidate",
+            ),
+        )
+
+    def __str__(self) -> str:
+        """Return ``rollout 7 of model/channel``."""
+        return f"rollout {self.pk} of {self.channel}"
+
+    @property
+    def key(self) -> str:
+        """Return the name by which devices echo it."""
+        return str(self.pk)
+
+    @property
+    def progress(self) -> Progress:
+        """Return where it stands."""
+        return Progress(self.state, self.stage, self.started_at, self.stage_started_at)  # type: ignore[arg-type]
+
+    @property
+    def rules(self) -> RolloutPolicy:
+        """Return its policy."""
+        return RolloutPolicy.read(self.policy)
+
+    @property
+    def coverage_bp(self) -> int:
+        """Return the treatment arm's basis points; control has as many."""
+        return coverage_bp(self.progress, self.rules)
+
+    @property
+    def deadline_at(self) -> datetime | None:
+        """Return when it is decided at the latest."""
+        return deadline_at(self.progress, self.rules)
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether it runs or is paused."""
+        return self.state in OPEN_STATES
+
+    @property
+    def is_finished(self) -> bool:
+        """Say whether its state is final."""
+        return self.state in FINAL_STATES
+
+    @property
+    def verbs(self) -> tuple[Verb, ...]:
+        """Return what may be done with it."""
+        return allowed_verbs(self.state)  # type: ignore[arg-type]
+
+
+class Approval(models.Model):
+    """One person's word that a rollout may start."""
+
+    rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="approvals")
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        """Once per person."""
+
+        constraints = (
+            models.UniqueConstraint(fields=["rollout", "by"], name="approval_once_per_person"),
+        )
+
+    def __str__(self) -> str:
+        """Return who approved of what."""
+        return f"{self.by} approves {self.rollout}"
+
+
+class RolloutDecision(models.Model):
+    """One look at a rollout, or one verb of a person: what was known, and what was done.
+
+    Rows are only ever added. ``number`` is the rollout's revision that it made.
+    """
+
+    rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="decisions")
+    number = models.PositiveIntegerField()
+    at = models.DateTimeField()
+    verb = models.CharField(
+        max_length=12, blank=True, help_text="Empty: the rollout stayed as it was."
+    )
+    rule = models.CharField(max_length=20, blank=True)
+    sentence = models.TextField(blank=True)
+    state_before = models.CharField(max_length=12)
+    state_after = models.CharField(max_length=12)
+    stage_before = models.PositiveSmallIntegerField(default=0)
+    stage_after = models.PositiveSmallIntegerField(default=0)
+    evidence = models.JSONField(default=dict, help_text="Everything the verdict was made from.")
+    verdict = models.JSONField(default=dict)
+    policy = models.JSONField(default=dict)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    class Meta:
+        """Newest first; a revision once."""
+
+        ordering = ("rollout", "-number")
+        constraints = (models.UniqueConstraint(fields=["rollout", "number"], name="decision_once"),)
+
+    def __str__(self) -> str:
+        """Return what was done."""
+        return f"{self.rollout} {self.number}: {self.verb or 'no change'}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to change what was decided."""
+        if not self._state.adding:
+            message = f"Decision {self} is kept as it is."
+            raise ImmutableRowChanged(message)
+        super().save(*args, **kwargs)
+
+
+class Override(models.Model):
+    """An installation that gets one release, whatever the others get; it is never analysed."""
+
+    channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="overrides")
+    device = models.CharField(max_length=128)
+    release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="overrides")
+    rollout = models.ForeignKey(
+        Rollout, null=True, blank=True, on_delete=models.CASCADE, related_name="overrides"
+    )
+    reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+
+    class Meta:
+        """One release per installation."""
+
+        ordering = ("channel", "device")
+        constraints = (models.UniqueConstraint(fields=["channel", "device"], name="override_once"),)
+
+    def __str__(self) -> str:
+        """Return the device and its release."""
+        return f"{self.device} gets {self.release}"
+
+
+class Webhook(models.Model):
+    """An address that is told of every change of a rollout's state, signed with the secret."""
+
+    model = models.ForeignKey(
+        "registry.Model", null=True, blank=True, on_delete=models.CASCADE, related_name="webhooks",
+        help_text="Empty: every model.",
+    )  # fmt: skip
+    channel = models.CharField(max_length=63, blank=True, help_text="Empty: every channel.")
+    url = models.URLField(max_length=500)
+    secret = models.CharField(max_length=200)
+    is_enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        """By address."""
+
+        ordering = ("url",)
+
+    def __str__(self) -> str:
+        """Return the address."""
+        return self.url
+
+
+class WebhookCall(models.Model):
+    """One message to one address, until it arrived or was given up."""
+
+    class State(models.TextChoices):
+        """Where it stands."""
+
+        WAITING = "waiting"
+        DELIVERED = "delivered"
+        GIVEN_UP = "given up"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="calls")
+    payload = models.JSONField()
+    state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_at = models.DateTimeField()
+    failure = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    delivered_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        """Newest first; what waits is found without looking at the rest."""
+
+        ordering = ("-created_at",)
+        indexes = (
+            models.Index(fields=["next_at"], name="webhook_waiting", condition=Q(state="waiting")),
+        )
+
+    def __str__(self) -> str:
+        """Return where it goes."""
+        return f"{self.webhook} {self.state}"
 
 
 class Recall(models.Model):

@@ -41,29 +41,41 @@ class Standing:
 
     ``newest`` is what it shall serve, None where that was killed: an older release never comes
     back by itself, because who rolled back from it had a reason. ``offered`` is what devices get
-    until the newest is signed and announced. ``is_emptied`` says that everything was killed.
+    until the newest is signed and announced. ``candidate`` is given to the treatment arm of the
+    rollout under way, ``pinned`` to installations by name and to the golden holdout.
+    ``is_emptied`` says that everything was killed.
     """
 
     newest: Release | None = None
     offered: Release | None = None
     is_emptied: bool = False
+    candidate: Release | None = None
+    pinned: tuple[Release, ...] = ()
 
     @property
     def listed(self) -> tuple[Release, ...]:
         """Return the releases that signed metadata list."""
-        return tuple({one.pk: one for one in (self.offered, self.newest) if one}.values())
+        every = (self.offered, self.newest, self.candidate, *self.pinned)
+        return tuple({one.pk: one for one in every if one}.values())
 
 
 def stand(releases: Sequence[Release]) -> Standing:
     """Return what a channel's releases, oldest first, come to."""
-    if not releases:
-        return Standing()
-    newest = releases[-1]
-    if newest.killed_at is not None:
-        return Standing(is_emptied=True)
-    announced = next((one for one in reversed(releases) if one.announced_at is not None), None)
-    is_living = announced is not None and announced.killed_at is None
-    return Standing(newest=newest, offered=announced if is_living else None)
+    audience = Release.Audience
+    everyone = [one for one in releases if one.audience == audience.EVERYONE]
+    living = [one for one in releases if one.is_living]
+    candidate = next((one for one in living if one.audience == audience.ROLLOUT), None)
+    newest = everyone[-1] if everyone and everyone[-1].is_living else None
+    if newest is None:
+        # A first candidate that was withdrawn has devices that shall go back, too.
+        return Standing(is_emptied=bool(releases) and candidate is None, candidate=candidate)
+    announced = next((one for one in reversed(everyone) if one.announced_at is not None), None)
+    return Standing(
+        newest=newest,
+        offered=announced if announced is not None and announced.is_living else None,
+        candidate=candidate,
+        pinned=tuple(one for one in living if one.audience == audience.PINNED),
+    )
 
 
 def standing(channel: Channel) -> Standing:
@@ -73,8 +85,9 @@ def standing(channel: Channel) -> Standing:
 
 def current_release(channel: Channel) -> Release | None:
     """Return what the channel shall serve: its newest release, or nothing where it was killed."""
-    newest = channel.releases.select_related("version").order_by("-label_number").first()
-    return newest if newest is not None and newest.killed_at is None else None
+    released = channel.releases.filter(audience=Release.Audience.EVERYONE)
+    newest = released.select_related("version", "channel").order_by("-label_number").first()
+    return newest if newest is not None and newest.is_living else None
 
 
 def serving(models: Iterable[Model]) -> list[tuple[Channel, Release | None]]:
@@ -131,12 +144,17 @@ def releases_with_files_of(version: ModelVersion) -> QuerySet[Release]:
 def waits_for_person(model: Model, channel: str) -> bool:
     """Say whether everything on the channel was killed: then only a person releases again."""
     stream = model.channels.filter(name=channel).first()
-    return stream is not None and stream.releases.exists() and current_release(stream) is None
+    if stream is None or not standing(stream).is_emptied:
+        return False
+    newest = stream.releases.order_by("-label_number").first()
+    return newest is not None and newest.killed_at is not None
 
 
 def earlier_release(channel: Channel, current: Release | None) -> Release | None:
     """Return the newest living release of a version older than the current one."""
-    releases = channel.releases.filter(killed_at__isnull=True).select_related("version")
+    releases = channel.releases.filter(
+        killed_at__isnull=True, audience=Release.Audience.EVERYONE
+    ).select_related("version")
     if current is not None:
         releases = releases.filter(version__number__lt=current.version.number)
     return releases.order_by("-label_number").first()

@@ -13,7 +13,7 @@ from server.rollouts import actions
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_SEEN_BY_DEVICES = frozenset({"is_open", "retired_at", "slug"})
+_SEEN_BY_DEVICES = frozenset({"delivery_policy", "is_open", "retired_at", "slug"})
 
 
 @receiver(post_save, sender=Model, dispatch_uid="rollouts.touch_decisions")

@@ -25,7 +25,7 @@ def test_the_first_precision_the_device_accepts_and_can_run_is_chosen():
     poll = ask(runtime="coreml", accept="palette8,float16", platform="iOS", os_version="15.4")
     decision = decide(SERVING, poll)
     assert decision.variant == CORE_ML
-    assert any("needs iOS 16.0, this is 15.4" in step.outcome for step in decision.steps)
+    assert any("needs iOS 16.0, this is 15.4" in step.reason for step in decision.steps)
 
 
 def test_a_device_that_nothing_fits_gets_nothing_and_keeps_what_it_has():

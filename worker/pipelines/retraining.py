@@ -17,6 +17,7 @@ from server.registry import actions as registry
 from server.registry.models import ModelVersion
 from server.registry.queries import training_policy
 from server.rollouts import actions as rollouts
+from server.rollouts import delivering
 from server.rollouts import queries as rollout_queries
 from server.training import actions as training
 from worker.ml import determinism, evaluation
@@ -364,7 +365,6 @@ def _release(version: ModelVersion, judgement: Judgement, policy: TrainingPolicy
     if not version.variants.filter(is_shipped=True).exists():
         return f"{made} No variant passed its checks, so nothing was released."
     try:
-        release = rollouts.release_version(version=version, reason=verdict.sentence)
+        return f"{made} {delivering.deliver_version(version=version, reason=verdict.sentence)}"
     except Conflict as conflict:
         return f"{made} {conflict.detail}"
-    return f"{made} Released on {rollouts.PRODUCTION} as {release.label}."
