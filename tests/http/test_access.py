@@ -73,6 +73,8 @@ CALLS = {
     "POST models/<slug:model>/channels/<slug:channel>/releases": STAFF,
     "POST models/<slug:model>/channels/<slug:channel>/rollback": STAFF,
     "POST models/<slug:model>/kill": STAFF,
+    "GET models/<slug:model>/fleet": STAFF,
+    "GET models/<slug:model>/telemetry": STAFF,
     "POST models/<slug:model>/versions/<int:number>/recall": STAFF,
     "POST auth/token": SIGN_IN,
     "DELETE auth/token/current": STAFF,
