@@ -173,11 +173,11 @@ def cancel(*, job_id: uuid.UUID, fencing: int, now: dt.datetime | None = None) -
     return job
 
 
-def release(*, job_id: uuid.UUID, fencing: int) -> Job:
+def release(*, job_id: uuid.UUID, fencing: int, now: dt.datetime | None = None) -> Job:
     """Put the job back because its worker shuts down; that does not count as an attempt."""
     with holding(job_id=job_id, fencing=fencing) as job:
         if job.cancel_requested_at is not None:
-            _end(job, JobState.CANCELLED)
+            _end(job, JobState.CANCELLED, now=now)
         else:
             job.attempts -= 1
             _requeue(job, code="", detail="")

@@ -115,7 +115,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def release(self, worker: str) -> None:
-        self.expect(worker, lambda: actions.release(**self.key(worker)))
+        self.expect(worker, lambda: actions.release(**self.key(worker), now=self.now))
 
     @rule()
     def request_cancel(self) -> None:
