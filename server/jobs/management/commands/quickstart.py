@@ -178,6 +178,8 @@ def _web(host: str, port: int) -> Service:
         sys.executable, "-m", "waitress",
         f"--host={host}", f"--port={port}", f"--threads={_WEB_THREADS}",
         f"--max-request-body-size={limit}", "--channel-timeout=60", "--connection-limit=500",
+        # Who is believed is said by TRUSTED_PROXIES; waitress would drop the headers before.
+        "--no-clear-untrusted-proxy-headers",
         "--asyncore-use-poll", "--ident=Nightferry", "server.wsgi:application",
     )  # fmt: skip
     # On Ctrl-C waitress finishes what it is answering; on SIGTERM it would just die.
