@@ -22,6 +22,7 @@ _BY_CODE: Final[Mapping[str, str]] = {
     "manifest_mismatch": LOAD_FAILURE,
     "wrong_variant": LOAD_FAILURE,
     "crash": CRASH,
+    "crashed": CRASH,
     "unconfirmed": CRASH,
     "prediction": INFERENCE_ERROR,
     "inference": INFERENCE_ERROR,
