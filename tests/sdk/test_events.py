@@ -214,3 +214,23 @@ def test_a_switch_that_says_no_is_no(
     server.publish(NAME, content, LABELS)
     make_client().sync(NAME)
     assert len(server.events) == 3
+
+
+def test_control_tells_that_it_takes_part_and_what_befalls_it_there(
+    server: FakeServer, client: ModelClient, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+    client.flush_events()
+    told = len(server.events)
+
+    server.enrol(NAME, {"rollout": 7, "arm": "control"})
+    client.sync(NAME)
+    client.sync(NAME)
+    client.report_failure(NAME, "blurred")
+    client.flush_events()
+    news = server.events[told:]
+    assert [event["type"] for event in news] == ["assigned", "activated", "failed", "rolled_back"]
+    for event in news:
+        assert event["label"] == "v1"
+        assert event["enrolment"] == {"rollout": 7, "arm": "control"}

@@ -178,7 +178,9 @@ class Trial:
             return False
 
     def _record(self, kind: str, installed: Installed, **data: object) -> None:
-        self._events.record(kind, self._inventory.model(installed, ModelState.ACTIVE), data)
+        # By the latest word: a rollout may have begun after the release was installed.
+        state = self._states.load(installed.manifest.model)
+        self._events.record(kind, self._inventory.model(installed, ModelState.ACTIVE, state), data)
 
 
 def _count_running(folder: Path) -> int:

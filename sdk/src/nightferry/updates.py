@@ -233,14 +233,19 @@ class Updates:
             self._states.update(name, lambda state: state.sent_away(until))
 
     def _tell_assignment(self, before: State, state: State) -> None:
-        """Record which release and arm this installation was given, when that is news."""
+        """Record which release and arm this installation was given, when that is news.
+
+        Who is given what it runs already, as most of a control arm is, has it in use with that.
+        """
         offered = state.offered
-        if offered is None or offered.artifact is None or offered.kind is not Kind.UPDATE:
+        if offered is None or offered.artifact is None:
             return
-        known = before.offered
-        if known and (known.label, known.enrolment) == (offered.label, offered.enrolment):
+        if offered.kind is Kind.ROLLBACK_TO_EMBEDDED or not _is_news(before.offered, offered):
             return
-        self._record("assigned", self._as_installed(offered), reason=offered.reason)
+        assigned = self._as_installed(offered)
+        self._record("assigned", assigned, reason=offered.reason)
+        if state.active is not None and same_release(state.active.manifest, offered):
+            self._record("activated", assigned)
 
     def _tell_refused(self, name: str, error: TrustError) -> None:
         """Record, once per process, why what the server offers is not believed."""
@@ -398,6 +403,13 @@ def _read_manifest(name: str, document: Document) -> Manifest:
             f"The server answered for {manifest.model!r} when asked for {name!r}."
         )
     return manifest
+
+
+def _is_news(known: Manifest | None, offered: Manifest) -> bool:
+    """Tell whether a release or an arm is named that was not named before."""
+    if known is None or known.label != offered.label:
+        return True
+    return offered.enrolment is not None and offered.enrolment != known.enrolment
 
 
 def _usable_etag(state: State, current: str) -> str:

@@ -203,6 +203,13 @@ class FakeServer:
             self._sign(model)
         return label
 
+    def enrol(self, model: str, enrolment: Document | None) -> None:
+        """Let installations take part in a rollout with what they are offered, or no longer."""
+        with self.lock:
+            decision = self._models[model].decision
+            if decision is not None:
+                decision["enrolment"] = enrolment
+
     def offer_patch(
         self, model: str, patch: bytes, from_sha256: str, *, algorithm: str = "nfp1"
     ) -> str:
