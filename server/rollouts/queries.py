@@ -12,7 +12,16 @@ from django.db.models import F, Q, QuerySet
 from server.domain.errors import NotFound
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts import targets
-from server.rollouts.models import Channel, DecisionEpoch, Patch, Recall, Release, Signing
+from server.rollouts.models import (
+    Channel,
+    DecisionEpoch,
+    Override,
+    Patch,
+    Recall,
+    Release,
+    Rollout,
+    Signing,
+)
 from server.trust.targets import SignedTarget
 
 # A job does the signing at once; only what it left undone is looked for.
@@ -289,3 +298,48 @@ def patch_pairs(release: Release) -> list[tuple[Variant, Variant]]:
 
 def _shipped_variants(version: int) -> QuerySet[Variant]:
     return Variant.objects.filter(version=version, is_shipped=True).select_related("version__model")
+
+
+# Rollouts
+
+
+def list_rollouts() -> QuerySet[Rollout]:
+    """Return all rollouts, newest first, with what their rows show."""
+    related = ("channel__model", "version", "candidate", "incumbent__version", "created_by")
+    return Rollout.objects.select_related(*related)
+
+
+def get_rollout(rollout_id: int) -> Rollout:
+    """Return a rollout.
+
+    Raises:
+        NotFound: ``unknown_rollout``.
+
+    """
+    rollout = list_rollouts().filter(pk=rollout_id).first()
+    if rollout is None:
+        message = "There is no rollout of that id."
+        raise NotFound(message, code="unknown_rollout")
+    return rollout
+
+
+def newest_rollout(channel: Channel) -> Rollout | None:
+    """Return the channel's rollout under way, else the one that waits, else the newest."""
+    order = {"running": 0, "paused": 0, "queued": 1, "draft": 2}
+    rollouts = list(list_rollouts().filter(channel=channel)[:50])
+    return min(rollouts, key=lambda one: (order.get(one.state, 3), -one.pk), default=None)
+
+
+def get_override(channel: Channel, device: str) -> Override:
+    """Return an installation's override.
+
+    Raises:
+        NotFound: ``unknown_override``.
+
+    """
+    override = channel.overrides.select_related("release", "channel__model").filter(device=device)
+    found = override.first()
+    if found is None:
+        message = f"There is no override for {device[:60]!r} on {channel.name}."
+        raise NotFound(message, code="unknown_override")
+    return found
