@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenario", type=Path, metavar="FILE", help="TOML or JSON")
     parser.add_argument("--devices", type=int, help="instead of the scenario's number")
     parser.add_argument("--day-seconds", type=float, help="real seconds per simulated day")
-    parser.add_argument("--candidate", type=int, default=0, metavar="VERSION", help="release it")
+    parser.add_argument("--candidate", type=int, default=0, metavar="VERSION", help="roll it out")
+    parser.add_argument("--plain", action="store_true", help="release it to everybody instead")
     parser.add_argument("--seed", help="the same seed draws the same fleet; default: at random")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // 2))
     parser.add_argument("--threads", type=int, default=8, help="per process")
@@ -85,6 +86,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         runtime=arguments.runtime,
         app_key=os.environ.get("NIGHTFERRY_APP_KEY") or None,
         candidate=arguments.candidate,
+        is_plain=arguments.plain,
         seed=arguments.seed or secrets.token_hex(8),
         processes=max(1, arguments.processes),
         threads=max(1, arguments.threads),

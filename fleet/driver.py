@@ -22,12 +22,11 @@ from fleet.installation import DAY_S, Installation, Place, draw_traits
 from fleet.network import Files, MeasuredTransport, SharedVerifier, Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nightferry.manifest import Document
     from nightferry.models import Model
 
-    from fleet.installation import Traits
     from fleet.scenario import Scenario
 
 _FLUSH_TRIES = 200
@@ -60,10 +59,7 @@ class LastWord:
     """What one installation was told at the end, and what it runs."""
 
     device: str
-    device_class: str
-    app_version: str
-    platform: str
-    os_version: str
+    attributes: Mapping[str, str]
     has_right_clock: bool
     label: str
     enrolment: str
@@ -225,15 +221,11 @@ def _poll_and_open(life: Life) -> None:
 
 
 def _last_word(one: Installation) -> LastWord:
-    traits: Traits = one.traits
     label, enrolment = one.decision()
     return LastWord(
-        device=traits.device,
-        device_class=traits.hardware.name,
-        app_version=traits.app_version,
-        platform=traits.hardware.platform,
-        os_version=traits.hardware.os_version,
-        has_right_clock=not traits.offset_s,
+        device=one.traits.device,
+        attributes=one.facts,
+        has_right_clock=not one.traits.offset_s,
         label=label,
         enrolment=enrolment,
         running=one.running(),

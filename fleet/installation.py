@@ -79,6 +79,7 @@ class Installation:
     def __init__(self, place: Place, traits: Traits, chance: random.Random) -> None:
         """Put the SDK's parts together; nothing is asked yet."""
         self.traits = traits
+        self.facts = _facts(place, traits)
         self.diary = Diary()
         self._place = place
         self._chance = chance
@@ -109,7 +110,7 @@ class Installation:
             ),
             channel=place.channel,
             runtime=place.runtime,
-            facts=self._facts(),
+            facts=self.facts,
             device=lambda: traits.device,
         )
         self._round = PollingRound(self._inventory, timing, self._update, [place.model], None)
@@ -220,15 +221,17 @@ class Installation:
         if last is None or (last[1], last[3]) != (model.label, arm):
             self.diary.releases.append((day, model.label, model.version, arm))
 
-    def _facts(self) -> dict[str, str]:
-        return {
-            "runtime": self._place.runtime,
-            "app_version": self.traits.app_version,
-            "sdk_version": __version__,
-            "platform": self.traits.hardware.platform,
-            "os_version": self.traits.hardware.os_version,
-            "device_class": self.traits.hardware.name,
-        }
+
+def _facts(place: Place, traits: Traits) -> dict[str, str]:
+    """Return what the installation says of itself in every update check."""
+    return {
+        "runtime": place.runtime,
+        "app_version": traits.app_version,
+        "sdk_version": __version__,
+        "platform": traits.hardware.platform,
+        "os_version": traits.hardware.os_version,
+        "device_class": traits.hardware.name,
+    }
 
 
 def draw_traits(scenario: Scenario, seed: str, index: int) -> Traits:

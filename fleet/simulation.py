@@ -29,7 +29,8 @@ _COUNTED_WITHIN_S = 120.0
 class Plan:
     """What to simulate, against which server, and on how many processes.
 
-    ``candidate`` is the version that is released on the scenario's day, 0 for none.
+    ``candidate`` is the version that is rolled out, or released to everybody where ``is_plain``,
+    on the scenario's day; 0 for none.
     """
 
     scenario: Scenario
@@ -40,6 +41,7 @@ class Plan:
     runtime: str = "tflite"
     app_key: str | None = None
     candidate: int = 0
+    is_plain: bool = False
     seed: str
     processes: int
     threads: int
@@ -61,6 +63,7 @@ class _Simulation:
         self._happenings: list[Happening] = []
         self._starts_at = 0.0
         self._is_released = plan.candidate == 0
+        self._rollout: dict[str, Any] | None = None
 
     def run(self) -> Run:
         plan = self._plan
@@ -79,6 +82,7 @@ class _Simulation:
             candidate=plan.candidate,
             shares=shares,
             happenings=self._happenings,
+            rollout=self._rollout,
         )
         if plan.checks:
             checks.check_run(
@@ -121,15 +125,39 @@ class _Simulation:
         while not all(future.done() for future in futures):
             if not self._is_released and self._day >= self._scenario.candidate.day:
                 self._release()
+            self._look()
             time.sleep(_LOOK_S)
+        self._look()
 
     def _release(self) -> None:
+        """Offer the candidate, and wait until it is signed."""
         plan = self._plan
         self._is_released = True
-        label = self._operator.release(plan.model, plan.channel, plan.candidate)
-        self._note(f"version {plan.candidate} is released to everybody as {label}")
+        if plan.is_plain:
+            label = self._operator.release(plan.model, plan.channel, plan.candidate)
+            self._note(f"version {plan.candidate} is released to everybody as {label}")
+        else:
+            self._rollout = self._operator.start_rollout(
+                plan.model, plan.channel, plan.candidate, self._scenario.scaled_policy()
+            )
+            label = self._rollout["candidate"]
+            stages = ", ".join(f"{bp / 100:g} %" for bp in self._rollout["policy"]["stages_bp"])
+            self._note(f"version {plan.candidate} is rolled out as {label}: {stages}")
         self._operator.wait_until_announced(plan.model, plan.channel, label, _SIGNED_WITHIN_S)
         self._note(f"{label} is signed and offered")
+
+    def _look(self) -> None:
+        """Note what has changed about the rollout."""
+        if self._rollout is None:
+            return
+        before, now = self._rollout, self._operator.rollout(self._rollout["id"])
+        self._rollout = now
+        if (before["state"], before["stage"]) == (now["state"], now["stage"]):
+            return
+        decision = self._operator.newest_decision(now["id"])
+        why = f": {decision['sentence']}" if decision else ""
+        where = f"stage {now['stage'] + 1}, {now['coverage_bp'] / 100:g} %"
+        self._note(f"{now['state']} ({where}){why}")
 
     def _note(self, what: str) -> None:
         day = round(self._day, 3)

@@ -7,10 +7,12 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TIMEOUT_S = 60
-_NOT_FOUND = 404
 
 
 class OperatorError(Exception):
@@ -50,6 +52,26 @@ class Operator:
         body = {"version": version, "reason": "simulated fleet"}
         answer = self.call("POST", f"/models/{model}/channels/{channel}/releases", body)
         return str(answer["label"])
+
+    def start_rollout(
+        self, model: str, channel: str, version: int, policy: Mapping[str, object]
+    ) -> dict[str, Any]:
+        """Draft a rollout of a version and start it; return it."""
+        body = {
+            "model": model, "channel": channel, "version": version, "policy": dict(policy),
+            "reason": "simulated fleet",
+        }  # fmt: skip
+        drafted = self.call("POST", "/rollouts", body)
+        return cast("dict[str, Any]", self.call("POST", f"/rollouts/{drafted['id']}/start", {}))
+
+    def rollout(self, rollout_id: int) -> dict[str, Any]:
+        """Return a rollout."""
+        return cast("dict[str, Any]", self.call("GET", f"/rollouts/{rollout_id}"))
+
+    def newest_decision(self, rollout_id: int) -> dict[str, Any] | None:
+        """Return the latest look or verb, with its sentence."""
+        found = self.call("GET", f"/rollouts/{rollout_id}/decisions")["results"]
+        return cast("dict[str, Any]", found[0]) if found else None
 
     def telemetry(self, model: str, channel: str, label: str) -> dict[str, Any]:
         """Return what was reported of a release."""
