@@ -296,6 +296,8 @@ SPECTACULAR_SETTINGS = {
         "RunState": "server.training.models.TrainingRun.State",
         "RunKind": "server.training.models.TrainingRun.Kind",
         "ReleaseKind": "server.rollouts.models.Release.Kind",
+        "ReleaseState": "server.rollouts.models.Release.State",
+        "RolloutState": "server.rollouts.models.Rollout.State",
         "PhotoState": "server.photos.models.Photo.State",
     },
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

@@ -158,6 +158,18 @@ class Rollout(models.Model):
     has seen. ``stages_entered`` are the times at which its stages began.
     """
 
+    class State(models.TextChoices):
+        """Where a rollout stands; the verbs between them are the domain's."""
+
+        DRAFT = "draft", "draft"
+        QUEUED = "queued", "queued"
+        RUNNING = "running", "running"
+        PAUSED = "paused", "paused"
+        ROLLED_BACK = "rolled_back", "rolled back"
+        PROMOTED = "promoted", "promoted"
+        EXPIRED = "expired", "expired"
+        SUPERSEDED = "superseded", "superseded"
+
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="rollouts")
     version = models.ForeignKey(
         "registry.ModelVersion", on_delete=models.PROTECT, related_name="rollouts"
@@ -177,12 +189,7 @@ class Rollout(models.Model):
     allow_list = models.JSONField(
         default=list, blank=True, help_text="Installations that get the candidate, not analysed."
     )
-    state = models.CharField(
-        max_length=12, default="draft", choices=[(s, s.replace("_", " ")) for s in (
-            "draft", "queued", "running", "paused", "rolled_back", "promoted", "expired",
-            "superseded",
-        )],
-    )  # fmt: skip
+    state = models.CharField(max_length=12, default=State.DRAFT, choices=State.choices)
     stage = models.PositiveSmallIntegerField(default=0)
     stages_entered = models.JSONField(default=list)
     revision = models.PositiveIntegerField(default=0)

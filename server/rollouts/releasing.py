@@ -116,6 +116,8 @@ def append(
 ) -> Release:
     """Put a version on a locked channel under the next label; the counter grows with it."""
     signing = Signing.objects.get(pk=channel.model_id)
+    # Others that hold the same lock may have given labels away since this row was read.
+    channel.refresh_from_db(fields=["next_label"])
     release = Release.objects.create(
         channel=channel,
         label_number=channel.next_label,

@@ -572,8 +572,6 @@ def _told(before: Rollout, rollout: Rollout, reason: str) -> dict[str, Any]:
 def _end(rollout: Rollout, verb: Verb, *, reason: str, now: datetime, actor: Actor) -> None:
     """Do what the end of an open rollout asks for: everybody one release, by a label they take."""
     channel = rollout.channel
-    # Written by number: what was locked above may hold an older view of the channel.
-    channel.refresh_from_db()
     candidate = rollout.candidate
     if candidate is None:
         return
@@ -741,7 +739,6 @@ def _let_go(channel: Channel, release: Release, *, is_followed: bool = True) -> 
     current = queries.current_release(channel)
     was_given = release.announced_at is not None
     if is_followed and was_given and current is not None and current.counter < release.counter:
-        channel.refresh_from_db()
         releasing.append_again(channel, reason=f"{release.label} was withdrawn")
 
 

@@ -33,7 +33,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002
         try:
-            rollout = self._act(get_model(options["model"]), **options)
+            rollout = self._act(get_model(options["model"]), options)
         except DomainError as error:
             raise CommandError(error.detail) from error
         if rollout is None:
@@ -41,7 +41,7 @@ class Command(BaseCommand):
             return
         self._show(queries.get_rollout(rollout.pk))
 
-    def _act(self, model: Model, **options: Any) -> Rollout | None:
+    def _act(self, model: Model, options: dict[str, Any]) -> Rollout | None:
         verb, channel, reason = options["verb"], options["channel"], options["reason"]
         if verb in {"start", "queue"}:
             if options["number"] is None:
