@@ -384,9 +384,7 @@ def staff(client, django_user_model):
     return {"Authorization": f"Bearer {token}"}
 
 
-@settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(verbs=st.lists(st.sampled_from(VERBS), min_size=1, max_size=7))
 def test_states_change_along_allowed_verbs_only_over_rest(client, model, staff, verbs):
     for rollout in Rollout.objects.filter(state__in=("running", "paused", "queued")):
@@ -414,9 +412,9 @@ def test_states_change_along_allowed_verbs_only_over_rest(client, model, staff, 
         rollout = answer.json()
     numbers = [
         one["number"]
-        for one in client.get(
-            f"/api/v1/rollouts/{rollout['id']}/decisions", headers=staff
-        ).json()["results"]
+        for one in client.get(f"/api/v1/rollouts/{rollout['id']}/decisions", headers=staff).json()[
+            "results"
+        ]
     ]
     assert numbers == sorted(set(numbers), reverse=True)
 
