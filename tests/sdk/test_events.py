@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import nightferry
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nightferry import ModelClient
+from nightferry.latency import Latencies
 from nightferry.testing import FakeServer, Fault
 
 from .conftest import ClientFactory
-from .support import LABELS, NAME
+from .support import LABELS, NAME, Clock, quick_timing
 
 KNOWN = {
     "event_id",
@@ -234,3 +240,87 @@ def test_control_tells_that_it_takes_part_and_what_befalls_it_there(
     for event in news:
         assert event["label"] == "v1"
         assert event["enrolment"] == {"rollout": 7, "arm": "control"}
+
+
+def test_refused_for_its_key_an_event_is_given_up_and_the_others_go_on(
+    server: FakeServer, client: ModelClient, content: bytes
+) -> None:
+    """The server says never to send it again; a fleet with an old key must not knock for ever."""
+    server.publish(NAME, content, LABELS)
+    server.reject_events["assigned"] = "not_allowed"
+    server.reject_events["activated"] = "not_allowed"
+    client.sync(NAME)
+    client.report_feedback(NAME, correct=True)
+    assert client.flush_events() == 1
+    assert _kinds(server) == ["downloaded", "feedback"]
+    posts = server.count("events")
+    assert client.flush_events() == 0
+    assert server.count("events") == posts
+
+
+def test_samples_come_from_a_share_of_installations_and_facts_from_all(
+    server: FakeServer, make_client: ClientFactory, content: bytes, tmp_path: Path
+) -> None:
+    server.publish(NAME, content, LABELS, telemetry={"sample_bp": 5000})
+    clients = [make_client(cache_dir=tmp_path / str(number)) for number in range(40)]
+    for client in clients:
+        client.sync(NAME)
+        client.report_feedback(NAME, correct=True)
+        client.report_feedback(NAME, correct=False)
+        client.flush_events()
+    told = [event for event in server.events if event["type"] == "feedback"]
+    by_device = {event["device"]: 0 for event in told}
+    for event in told:
+        by_device[event["device"]] += 1
+        assert event["sample_bp"] == 5000
+    assert 6 <= len(by_device) <= 34, "half of 40; outside once in a million"
+    assert set(by_device.values()) == {2}, "an installation is in with all it says, or not at all"
+    assert _kinds(server).count("assigned") == 40
+    assert all("sample_bp" not in event for event in server.events if event["type"] == "assigned")
+
+
+def test_alive_once_a_day_whatever_the_answer(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    clock = Clock(server)
+    client = make_client(timing=quick_timing(now=clock), device_class="kiosk")
+    server.publish(NAME, content, LABELS)
+    client.sync(NAME)
+    for _ in range(6):  # three days, two polls on each
+        clock.now += 12 * 3600
+        client.sync(NAME)
+    alive = [event for event in server.events if event["type"] == "heartbeat"]
+    days = [str(event["occurred_at"])[:10] for event in alive]
+    assert len(days) == len(set(days)) == 3
+    assert {event["label"] for event in alive} == {"v1"}
+    assert {event["device_class"] for event in server.events} == {"kiosk"}
+
+
+def test_the_model_in_the_app_is_told_by_an_empty_label(
+    server: FakeServer, make_client: ClientFactory, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    client = make_client(embedded={NAME: path})
+    client.report_feedback(NAME, correct=True)
+    client.flush_events()
+    assert [event["label"] for event in server.events] == [""]
+
+
+@given(st.lists(st.floats(0.001, 1e7), min_size=1, max_size=50))
+def test_latencies_are_counted_where_the_server_looks_for_them(latencies: list[float]) -> None:
+    from server.telemetry import histograms
+
+    model = cast(
+        "nightferry.Model", SimpleNamespace(name=NAME, label="v1", sha256="", enrolment=None)
+    )
+    timed = Latencies()
+    for latency_ms in latencies:
+        timed.add(model, latency_ms, 200.0)
+    ((_, data),) = timed.take()
+    assert timed.take() == []
+    counts = histograms.read_counts(data)
+    assert counts == Counter(map(histograms.bucket_of, latencies))
+    assert data["count"] == len(latencies)
+    middle = sorted(latencies)[(len(latencies) - 1) // 2]
+    assert histograms.bucket_of(float(str(data["latency_ms"]))) == histograms.bucket_of(middle)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nightferry
+import nightferry.usage
 import numpy as np
 import pytest
 from nightferry import ModelClient
@@ -79,6 +80,35 @@ def test_the_first_prediction_is_told_once(
     first = [event for event in server.events if event["type"] == "first_inference"]
     assert len(first) == 1
     assert first[0]["data"]["latency_ms"] > 0
+    (timed,) = [event for event in server.events if event["type"] == "latency"]
+    assert timed["data"]["count"] == sum(timed["data"]["histogram"].values()) == 2
+
+
+def test_an_arm_given_while_a_model_is_loaded_is_told_by_its_next_prediction(
+    imagenet: ModelClient, weights: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nightferry.usage, "_LOOK_AGAIN_S", 0)
+    predictor = imagenet.load(NAME, num_threads=1)
+    predictor.predict(weights / "check_photos" / "parrot.jpg")
+    server.enrol(NAME, {"rollout": "7", "arm": "control"})
+    imagenet.sync(NAME)
+    predictor.predict(weights / "check_photos" / "parrot.jpg")
+    imagenet.flush_events()
+    first = [event["enrolment"] for event in server.events if event["type"] == "first_inference"]
+    assert first == [None, {"rollout": "7", "arm": "control"}]
+
+
+def test_a_model_that_cannot_be_loaded_or_run_is_told_once(
+    server: FakeServer, client: ModelClient, weights: Path
+) -> None:
+    content = (weights / "tf2_mobilenet_v2_1.0_224_ptq.tflite").read_bytes()
+    server.publish(NAME, content, LABELS)
+    client.get_model(NAME)
+    with pytest.raises(nightferry.PredictionError):
+        client.load(NAME)
+    client.flush_events()
+    (failed,) = [event for event in server.events if event["type"] == "failed"]
+    assert failed["data"]["code"] == "load"
 
 
 def test_a_loaded_model_outlives_its_file(imagenet: ModelClient, weights: Path) -> None:

@@ -19,7 +19,13 @@ from nightferry import __version__, environment, log
 from nightferry.cache import BlobCache
 from nightferry.device import SystemProbe, installation_id
 from nightferry.embedded import EmbeddedModels
-from nightferry.errors import ConfigurationError, NightferryError
+from nightferry.errors import (
+    ConfigurationError,
+    IntegrityError,
+    NightferryError,
+    PredictionError,
+    RuntimeMissingError,
+)
 from nightferry.events import EventFile, EventQueue
 from nightferry.flight import Flights
 from nightferry.inventory import Inventory
@@ -135,6 +141,8 @@ class ModelClient:
             channel=channel,
             device=self._installation_id,
             enabled=telemetry and not environment.telemetry_disabled(),
+            device_class=device_class,
+            sample_bp=self._inventory.sample_bp,
             now=self._timing.now,
         )
         self._trial = Trial(self._inventory, self._events, self._timing, ActivationMode(activation))
@@ -229,16 +237,23 @@ class ModelClient:
 
         """
         from nightferry.prediction import Predictor
+        from nightferry.usage import Usage
 
         model = self.get_model(name, DownloadType.LOCAL_MODEL)
-        return Predictor(
+        usage = Usage(
             model,
-            num_threads=num_threads,
-            on_first=lambda latency_ms: self._events.record(
-                "first_inference", model, {"latency_ms": round(latency_ms, 3)}
-            ),
-            on_success=lambda: self._trial.succeeded(model),
+            self._events,
+            self._trial,
+            current=lambda: self._inventory.current(name),
+            limit_ms=self._inventory.latency_limit_ms(name),
         )
+        try:
+            return Predictor(model, num_threads=num_threads, usage=usage)
+        except RuntimeMissingError:
+            raise
+        except (PredictionError, IntegrityError) as error:
+            usage.failed(error, code="load")
+            raise
 
     def list_models(self) -> list[Model]:
         """Return the models that could be used now, offline, by name."""
@@ -431,8 +446,9 @@ class ModelClient:
             poller.stop(_STOP_WAIT_S)
 
     def close(self) -> None:
-        """Stop polling. The client may be used again."""
+        """Stop polling, and keep what was timed for the next batch. It may be used again."""
         self.stop_polling()
+        self._events.record_latencies()
 
     def __enter__(self) -> Self:
         """Return the client itself."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, cast
 
 from nightferry import log
+from nightferry.embedded import UNNAMED_LABEL
 from nightferry.errors import (
     InvalidManifestError,
     ProtocolError,
@@ -22,6 +23,7 @@ from nightferry.errors import (
     UnauthorizedError,
 )
 from nightferry.files import FileLock, storing, write_atomically
+from nightferry.latency import Latencies
 from nightferry.manifest import Document, parse_json
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ MAX_QUEUED = 2000
 _TRIM_TO = 1800
 _LOCK_WAIT_S = 2.0
 _MAX_TEXT = 300
+_MAX_CLASS = 40
+_MAX_TIMED = 500
+
+ALL_BP = 10_000
+SAMPLED = frozenset({"feedback", "latency", "benchmark"})
+"""What counts no installations, and so may be left to a share of them."""
 
 
 class EventStore(Protocol):
@@ -113,28 +121,37 @@ class EventQueue:
         channel: str,
         device: Callable[[], str],
         enabled: bool,
+        device_class: str | None = None,
+        sample_bp: Callable[[str], int] = lambda _model: ALL_BP,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Queue in ``store``; record and send nothing unless ``enabled``.
 
-        ``now`` returns seconds since 1970 (UTC).
+        ``sample_bp`` returns for a model the share of installations, in basis points, that report
+        what may be sampled; ``now`` returns seconds since 1970 (UTC).
         """
         self._store = store
         self._channel = channel
         self._device = device
         self._enabled = enabled
+        self._device_class = device_class
+        self._sample_bp = sample_bp
         self._now = now
+        self._latencies = Latencies()
         self._one_sender = threading.Lock()
 
     def record(self, kind: str, model: Model, data: Document | None = None) -> None:
         """Queue one fact about a model. Never raises: telemetry may not stop the app."""
         if not self._enabled:
             return
+        sample_bp = self._sample_bp(model.name) if kind in SAMPLED else ALL_BP
+        if sample_bp < ALL_BP and not is_sampled(self._device(), sample_bp):
+            return
         import uuid
         from datetime import UTC, datetime
 
         now = datetime.fromtimestamp(self._now(), UTC)
-        event = {
+        event: Document = {
             "event_id": str(uuid.uuid4()),
             "device": self._device(),
             "type": kind,
@@ -143,10 +160,24 @@ class EventQueue:
             "occurred_at": now.isoformat(timespec="milliseconds"),
             "data": {key: _shortened(value) for key, value in (data or {}).items()},
         }
+        if self._device_class:
+            event["device_class"] = self._device_class[:_MAX_CLASS]
+        if sample_bp < ALL_BP:
+            event["sample_bp"] = sample_bp
         try:
             self._store.append(event)
         except StorageError as error:
             log.debug("An event could not be queued: %s", error)
+
+    def time(self, model: Model, latency_ms: float, limit_ms: float | None = None) -> None:
+        """Count how long a prediction took, in milliseconds; told with the next batch."""
+        if self._enabled and self._latencies.add(model, latency_ms, limit_ms) >= _MAX_TIMED:
+            self.record_latencies()
+
+    def record_latencies(self) -> None:
+        """Queue what was timed since the last time."""
+        for model, data in self._latencies.take():
+            self.record("latency", model, data)
 
     def count(self) -> int:
         """Return how many events wait."""
@@ -158,6 +189,7 @@ class EventQueue:
         Raises NetworkError, UnauthorizedError, ProtocolError: what was not taken stays queued.
         """
         done = 0
+        self.record_latencies()
         with self._one_sender:
             while self._enabled and (batch := self._store.read()[:MAX_BATCH]):
                 self._deliver(post, batch)
@@ -189,11 +221,23 @@ def _facts(model: Model) -> Document:
     enrolment = model.enrolment
     return {
         "model": model.name,
-        "label": model.label,
+        # The server knows the model inside the app by an empty label.
+        "label": "" if model.label == UNNAMED_LABEL else model.label,
         "version": model.version,
         "sha256": model.sha256,
         "enrolment": {"rollout": enrolment.rollout, "arm": enrolment.arm} if enrolment else None,
     }
+
+
+def is_sampled(device: str, sample_bp: int) -> bool:
+    """Tell whether an installation is in a share of all, given in basis points.
+
+    Its id is random, so the same ones are in at any time, and those of a smaller share also in a
+    larger one.
+    """
+    from uuid import UUID
+
+    return UUID(device).int % ALL_BP < sample_bp
 
 
 def _decode(line: bytes) -> Document | None:

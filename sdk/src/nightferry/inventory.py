@@ -10,6 +10,7 @@ from nightferry import log
 from nightferry.cache import hash_file
 from nightferry.embedded import UNNAMED_LABEL, manifest_path
 from nightferry.errors import EmbeddedModelError, NoModelError
+from nightferry.events import ALL_BP
 from nightferry.files import storing, write_atomically
 from nightferry.models import (
     CacheReport,
@@ -120,6 +121,18 @@ class Inventory:
             refreshed_at=state.refreshed_at,
             last_transfer=state.transfer,
         )
+
+    def latency_limit_ms(self, name: str) -> float | None:
+        """Return what one prediction may take, in milliseconds, as the release's self-test says."""
+        active = self.states.load(name).active
+        limit = active.manifest.selftest.get("max_latency_ms") if active else None
+        usable = isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0
+        return float(limit) if usable else None  # type: ignore[arg-type]
+
+    def sample_bp(self, name: str) -> int:
+        """Return the share of installations that report samples, in basis points."""
+        offered = self.states.load(name).offered
+        return ALL_BP if offered is None or offered.sample_bp is None else offered.sample_bp
 
     def is_usable(self, installed: Installed, state: State) -> bool:
         """Tell whether a release may be used: its file is here, whole, and not revoked."""

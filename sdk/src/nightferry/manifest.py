@@ -23,6 +23,7 @@ SPEC_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_ARTIFACT_BYTES = 1 << 40
 _MAX_DEPTH = 64
+_MAX_SHARE_BP = 10_000
 
 Document = dict[str, object]
 
@@ -63,7 +64,11 @@ class Patch:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One parsed manifest. ``document`` is what the server sent, unknown members included."""
+    """One parsed manifest. ``document`` is what the server sent, unknown members included.
+
+    ``sample_bp`` is the share of installations, in basis points, that report feedback and
+    latencies; None for all.
+    """
 
     model: str
     channel: str
@@ -83,6 +88,7 @@ class Manifest:
     poll_interval_s: float | None
     poll_jitter: float | None
     document: Document
+    sample_bp: int | None = None
 
     @property
     def release_number(self) -> int:
@@ -139,6 +145,7 @@ def parse_manifest(document: object) -> Manifest:
         poll_interval_s=poll.number("interval_s"),
         poll_jitter=_fraction(poll.number("jitter_pct")),
         document=cast("Document", document),
+        sample_bp=_parse_sample(reader),
     )
 
 
@@ -312,6 +319,13 @@ def _parse_revoked(reader: _Reader) -> tuple[str, ...]:
         complaint = "holds something that is not a SHA-256 in lower-case hexadecimal"
         raise InvalidManifestError(_sentence("revoked", complaint))
     return hashes
+
+
+def _parse_sample(reader: _Reader) -> int | None:
+    """Read the share that reports samples; what makes no sense asks for nothing."""
+    telemetry = reader.document.get("telemetry")
+    share = telemetry.get("sample_bp") if isinstance(telemetry, dict) else None
+    return share if type(share) is int and 0 <= share <= _MAX_SHARE_BP else None
 
 
 def _fraction(percent: float | None) -> float | None:

@@ -10,13 +10,12 @@ from nightferry.cache import hash_file
 from nightferry.errors import IntegrityError, PredictionError, RuntimeMissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
     from nightferry.models import Model
     from nightferry.preprocessing import ImageSource
+    from nightferry.usage import Usage
 
 
 class Predictor:
@@ -30,16 +29,14 @@ class Predictor:
         model: Model,
         *,
         num_threads: int | None = None,
-        on_first: Callable[[float], None] | None = None,
-        on_success: Callable[[], bool] | None = None,
+        usage: Usage | None = None,
     ) -> None:
         """Load the model.
 
         Args:
             model: what to run; its file is hashed once more before it is trusted.
             num_threads: threads of the runtime; None for the runtime's default.
-            on_first: called once, with the first prediction's duration in milliseconds.
-            on_success: called after each prediction until it returns True.
+            usage: hears of every prediction, and of what failed.
 
         Raises:
             RuntimeMissingError: the packages of the ``tflite`` extra are not installed.
@@ -56,8 +53,7 @@ class Predictor:
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
         self._check_shapes()
-        self._on_first = on_first
-        self._on_success = on_success
+        self._usage = usage
         self._lock = threading.Lock()
 
     def predict(self, image: ImageSource, top: int | None = None) -> list[tuple[str, float]]:
@@ -77,13 +73,18 @@ class Predictor:
 
         started = time.perf_counter()
         tensor = self._preprocessing.apply(load_image(image))
-        with self._lock:
-            scores = self._run(tensor)
+        try:
+            with self._lock:
+                scores = self._run(tensor)
+        except PredictionError as error:
+            if self._usage is not None:
+                self._usage.failed(error)
+            raise
         ranked = sorted(
             zip(self.model.labels, map(float, scores), strict=True), key=lambda pair: -pair[1]
         )
-        self._tell_first((time.perf_counter() - started) * 1000)
-        self._tell_success()
+        if self._usage is not None:
+            self._usage.succeeded((time.perf_counter() - started) * 1000)
         return ranked[:top]
 
     def _run(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,17 +114,6 @@ class Predictor:
         if outputs != [1, len(self.model.labels)]:
             message = f"The model gives {outputs}, and there are {len(self.model.labels)} labels."
             raise PredictionError(message)
-
-    def _tell_first(self, latency_ms: float) -> None:
-        with self._lock:
-            on_first, self._on_first = self._on_first, None
-        if on_first is not None:
-            on_first(latency_ms)
-
-    def _tell_success(self) -> None:
-        on_success = self._on_success
-        if on_success is not None and on_success():
-            self._on_success = None
 
 
 def quantise(tensor: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:

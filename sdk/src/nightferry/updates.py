@@ -17,6 +17,7 @@ from nightferry.device import DeviceProbe, platform_facts
 from nightferry.errors import (
     ArtifactGoneError,
     ConditionsNotMetError,
+    EmbeddedModelError,
     IntegrityError,
     InvalidManifestError,
     NetworkError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], object]
 
+_DAY_S = 86400
 _UNDER_WAY = frozenset({Phase.DOWNLOADING, Phase.VERIFYING})
 
 
@@ -170,6 +172,7 @@ class Updates:
             f"/models/{name}/update", self._query(before, current), etag
         )
         now = self._timing.now()
+        self._tell_alive(name, before, now)
         if answer.status == 304:  # noqa: PLR2004
             return self._states.update(name, lambda state: state.unchanged(now))
         if answer.status == 204:  # noqa: PLR2004
@@ -231,6 +234,17 @@ class Updates:
         if error.retry_after_s:
             until = self._timing.now() + error.retry_after_s
             self._states.update(name, lambda state: state.sent_away(until))
+
+    def _tell_alive(self, name: str, before: State, now: float) -> None:
+        """Record, with the first answer of each day (UTC), that this installation is alive."""
+        if before.checked_at is not None and before.checked_at // _DAY_S == now // _DAY_S:
+            return
+        try:
+            current = self._inventory.current(name)
+        except EmbeddedModelError:
+            current = None
+        if current is not None:
+            self._events.record("heartbeat", current)
 
     def _tell_assignment(self, before: State, state: State) -> None:
         """Record which release and arm this installation was given, when that is news.
