@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nightferry import __version__
 from nightferry.device import SystemProbe
 from nightferry.embedded import EmbeddedModels
-from nightferry.errors import NightferryError
+from nightferry.errors import NightferryError, PredictionError
 from nightferry.events import EventQueue
 from nightferry.inventory import Inventory
 from nightferry.models import ActivationMode
@@ -20,6 +20,7 @@ from nightferry.polling import PollingRound
 from nightferry.timing import Timing
 from nightferry.trial import Trial
 from nightferry.updates import Collaborators, Updates, Wish
+from nightferry.usage import Usage
 
 from fleet.network import DeviceDownloader, DeviceNetwork, DeviceVerifier
 from fleet.storage import DeviceCache, MemoryEvents, MemoryStates
@@ -95,6 +96,8 @@ class Installation:
             channel=place.channel,
             device=lambda: traits.device,
             enabled=traits.telemetry,
+            device_class=traits.hardware.name,
+            sample_bp=self._inventory.sample_bp,
             now=timing.now,
         )
         self._trial = Trial(self._inventory, self._events, timing, ActivationMode.NEXT_LOAD)
@@ -138,15 +141,18 @@ class Installation:
             return None
         self._note_release(day, model)
         does = self._behaviour(model)
+        usage = self._use(model, does)
         if self._meets(model, "load_failure", does.load_failure):
-            self._fail(model, "load", "The model could not be loaded (simulated).", day)
+            usage.failed(PredictionError("It could not be loaded (simulated)."), code="load")
             return None
         if self._meets(model, "crash", does.crash):
             return None  # the process is gone before it could say anything
         if self._meets(model, "inference_error", does.inference_error):
-            self._fail(model, "reported", "Predictions failed (simulated).", day)
+            usage.failed(PredictionError("A prediction failed (simulated)."))
+            self._fail(model, day)
             return None
-        self._predict(model, does)
+        for _ in range(self._place.scenario.fleet.predictions_per_session):
+            usage.succeeded(self._latency_ms(model, does))
         return model
 
     def give_feedback(self, model: Model) -> None:
@@ -175,26 +181,22 @@ class Installation:
             raise
         return None
 
-    def _predict(self, model: Model, does: Behaviour) -> None:
-        latencies = [self._latency_ms(model, does) for _ in range(self._count())]
-        self._events.record(
-            "first_inference",
+    def _use(self, model: Model, does: Behaviour) -> Usage:
+        return Usage(
             model,
-            {"latency_ms": round(latencies[0], 3), "limit_ms": does.limit_ms},
+            self._events,
+            self._trial,
+            current=lambda: self._inventory.current(model.name),
+            limit_ms=does.limit_ms,
         )
-        for _ in latencies:
-            if self._trial.succeeded(model):
-                break
 
-    def _fail(self, model: Model, code: str, reason: str, day: float) -> None:
-        self._trial.fall_back(model.name, code, reason)
-        self.diary.errors[f"simulated {code}"] += 1
+    def _fail(self, model: Model, day: float) -> None:
+        """Leave the model as an app does that finds it broken."""
+        self._trial.fall_back(model.name, "reported", "Predictions failed (simulated).")
+        self.diary.errors["simulated failure"] += 1
         left = self._inventory.current(model.name)
         if left is not None:
             self._note_release(day, left)
-
-    def _count(self) -> int:
-        return self._place.scenario.fleet.predictions_per_session
 
     def _latency_ms(self, model: Model, does: Behaviour) -> float:
         if self._meets(model, "slow", does.slow):
