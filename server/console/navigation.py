@@ -28,6 +28,9 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("Channels", "podcasts", "rollouts_channel"),
             ("Releases", "rocket_launch", "rollouts_release"),
+            ("Rollouts", "stacked_line_chart", "rollouts_rollout"),
+            ("Overrides", "push_pin", "rollouts_override"),
+            ("Webhooks", "webhook", "rollouts_webhook"),
             ("Recalls", "undo", "rollouts_recall"),
             ("Trust", "verified_user", "trust_metadatafile"),
             ("Fleet", "devices", "telemetry_installation"),

@@ -17,10 +17,13 @@ from server.registry.models import ModelVersion
 from server.rollouts import actions, queries
 from server.rollouts.forms import PUBLISHED, ReasonForm, RecallForm, ReleaseForm
 from server.rollouts.models import Channel, Recall, Release
+from server.rollouts.pages.admin import RolloutPage
 from server.telemetry.queries import device_count
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
+
+__all__ = ["RolloutPage"]  # registers with its import
 
 
 @admin.register(Channel)
@@ -285,8 +288,7 @@ def _ask_release(
 
 def _current(channel: Channel) -> Release | None:
     """Return what the channel serves, from releases fetched along with it."""
-    newest = max(channel.releases.all(), key=lambda release: release.label_number, default=None)
-    return newest if newest is not None and newest.killed_at is None else None
+    return queries.stand(sorted(channel.releases.all(), key=lambda one: one.label_number)).newest
 
 
 def _address(channel: Channel) -> str:

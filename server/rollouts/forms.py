@@ -69,6 +69,24 @@ class ReleaseForm(forms.Form):
     )
 
 
+class RolloutForm(forms.Form):
+    """What rolls out, and where."""
+
+    version = _VersionField(
+        queryset=PUBLISHED, widget=UnfoldAdminSelectWidget(), empty_label="Choose a version"
+    )
+    channel = forms.SlugField(
+        max_length=63, initial="production", widget=UnfoldAdminTextInputWidget()
+    )
+    reason = _reason()
+    notes = forms.CharField(
+        required=False,
+        max_length=4000,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="Applications may show them.",
+    )
+
+
 class RecallForm(forms.Form):
     """What is recalled, and why."""
 
