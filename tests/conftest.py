@@ -13,7 +13,19 @@ from tests.support.fixtures import postgresql_server, redis_server, s3_server
 if TYPE_CHECKING:
     from pytest_django.fixtures import SettingsWrapper
 
+# Folders whose tests take long: they start whole servers or train networks.
+_LONG = ("contract", "simulation", "ml")
+
 __all__ = ["postgresql_server", "redis_server", "s3_server"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first: of two processes neither is left alone with one at the end."""
+    items.sort(key=lambda item: not _is_long(item.path))
+
+
+def _is_long(path: Path) -> bool:
+    return path.parent.name in _LONG or path.stem.endswith("kills")
 
 
 @pytest.fixture(autouse=True)
