@@ -1,6 +1,10 @@
 """What an update check costs: CPU per request and requests per second, 200 and 304.
 
-    python -m benchmarks.update_check [--seconds 4]
+    python -m benchmarks.update_check [--seconds 4] [--rollouts]
+
+With ``--rollouts`` instead: what a poll costs with 0, 1, 10 and 100 rollouts under way, each on a
+model of its own, half of all installations in each arm; in WSGI alone, where each poll is of
+another installation and goes round the models, and under gunicorn.
 
 The whole server of this repository with one released model, under its embedded web server and
 under gunicorn, bare and behind nginx (and under granian where that is installed); beside nginx
@@ -15,11 +19,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.web_load import (
     POLL,
+    ROOT,
     Measured,
     Request,
     embedded,
@@ -50,8 +57,13 @@ server {{
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seconds", type=float, default=4)
-    seconds = arguments.parse_args().seconds
+    arguments.add_argument("--rollouts", action="store_true")
+    options = arguments.parse_args()
+    seconds = options.seconds
     print(machine())
+    if options.rollouts:
+        measure_rollouts(seconds)
+        return
     rows = measure(seconds)
     base = {
         status: measured.cpu_us() for name, status, measured in rows if name.startswith("nginx,")
@@ -65,6 +77,52 @@ def main() -> None:
             f"{measured.cpu_us() / base[status]:>9.1f}x{measured.per_second:>9.0f}{limited}{extra}"
         )
     print("* the load generator was the limit")
+
+
+WSGI = """
+import os, sys, time, django
+django.setup()
+from server.delivery import polls
+from server.delivery.decision_set import holder
+decisions = holder.refresh()
+slugs = [slug for slug, one in decisions.models.items() if one.channels["production"].rollout]
+slugs = slugs or ["recyclables"]
+query = ("device=%s&runtime=tflite&channel=production&accept=int8,float16&platform=android"
+         "&os_version=14&app_version=3.2&sdk_version=0.1.0")
+environs = [
+    {"REQUEST_METHOD": "GET", "PATH_INFO": f"/api/v1/models/{slugs[number % len(slugs)]}/update",
+     "QUERY_STRING": query % f"5f0c6f3e-2f0a-4a3e-9d62-{number:012d}"}
+    for number in range(20_000)
+]
+for environ in environs[:2000]:
+    polls.respond(environ)
+begin = time.process_time()
+answers = [polls.respond(environ) for environ in environs]
+seconds = time.process_time() - begin
+assert all(answer.status == 200 for answer in answers)
+arms = sum(b'"arm":"treatment"' in answer.body for answer in answers) / len(answers)
+print(f"{seconds / len(answers) * 1e6:.1f} {arms:.3f}")
+"""
+
+
+def measure_rollouts(seconds: float) -> None:
+    print(f"\n{'rollouts':>8}{'WSGI us':>10}{'treatment':>11}{'gunicorn 200':>14}{'304':>8}")
+    for count in (0, 1, 10, 100):
+        with released(1000, ROLLOUTS=str(count)) as environment:
+            command = [sys.executable, "-c", WSGI]
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+            )
+            wsgi, share = done.stdout.split()[-2:]
+            with gunicorn(environment) as server:
+                tag, _ = manifest(server.port)
+                costs = [
+                    load(
+                        server.port, Request(POLL, status, headers), [server.pid], seconds=seconds
+                    ).cpu_us()
+                    for status, headers in ((200, {}), (304, {"If-None-Match": tag}))
+                ]
+        print(f"{count:>8}{wsgi:>10}{share:>11}{costs[0]:>14.0f}{costs[1]:>8.0f}", flush=True)
 
 
 def measure(seconds: float) -> list[tuple[str, int, Measured]]:

@@ -37,6 +37,19 @@ content = {"tflite:int8": random.Random(1).randbytes(int(os.environ["ARTIFACT_BY
 labels = ("cardboard", "glass", "metal", "paper", "plastic", "trash")
 model = factories.make_model(labels=labels)
 factories.release(factories.make_version(model, content=content))
+count = int(os.environ.get("ROLLOUTS", "0"))
+if count:
+    from server.rollouts import staging
+    for number in range(count):
+        other = model if number == 0 else factories.make_model(f"other-{number}", labels=labels)
+        if number:
+            factories.release(factories.make_version(other, content={"tflite:int8": b"one"}))
+        candidate = factories.make_version(other, content={"tflite:int8": b"two"})
+        rules = [{"attribute": "app_version", "operator": "version_at_least", "values": ["3.0"]}]
+        policy = {"stages_bp": [5000]}
+        rollout = staging.create_rollout(version=candidate, policy=policy, targeting=rules)
+        staging.start_rollout(rollout=rollout)
+        factories.publish(other)
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -211,7 +210,7 @@ class Explain(APIView):
         return Response(
             {
                 "reason": decision.reason,
-                "steps": [asdict(step) for step in decision.steps],
+                "steps": [step._asdict() for step in decision.steps],
                 "enrolment": {"rollout": decision.rollout, "arm": decision.arm}
                 if decision.arm
                 else None,

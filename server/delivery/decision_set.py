@@ -391,6 +391,7 @@ def _common(
         "enrolment": None,
         "revoked": list(revoked),
         "poll": {"interval_s": settings.POLL_INTERVAL_S, "jitter_pct": settings.POLL_JITTER_PCT},
+        "telemetry": {"sample_bp": settings.TELEMETRY_SAMPLE_BP},
     }
 
 

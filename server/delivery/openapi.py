@@ -67,6 +67,7 @@ MANIFEST: dict[str, Any] = {
         enrolment=_nullable(_object(rollout=_TEXT, arm=_TEXT)),
         revoked=_listing(_SHA256),
         poll=_object(interval_s={"type": "integer"}, jitter_pct={"type": "integer"}),
+        telemetry=_object(sample_bp={"type": "integer"}),
     ),
     "description": "What an installation should run, and why. Ignore members you do not know.",
 }

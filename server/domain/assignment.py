@@ -91,9 +91,8 @@ class Installation:
     labels: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One rule that was tried, whether it decided, and why."""
+class Step(NamedTuple):
+    """One rule that was tried, whether it decided, and why; a poll makes a dozen of them."""
 
     rule: str
     outcome: StepOutcome

@@ -23,7 +23,14 @@ from server.http.pages import Page, Question, ReadOnlyPage, ask, display, percen
 from server.registry.models import Model
 from server.rollouts import queries, staging
 from server.rollouts.forms import PUBLISHED, ReasonForm, RolloutForm
-from server.rollouts.models import Override, Rollout, RolloutDecision, Webhook, WebhookCall
+from server.rollouts.models import (
+    Approval,
+    Override,
+    Rollout,
+    RolloutDecision,
+    Webhook,
+    WebhookCall,
+)
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -241,6 +248,16 @@ class DecisionPage(ReadOnlyPage):
         "rollout", "number", "at", "actor", "verb", "rule", "sentence", "state_before",
         "state_after", "stage_before", "stage_after", "policy", "evidence", "verdict",
     )  # fmt: skip
+    readonly_fields = fields
+
+
+@admin.register(Approval)
+class ApprovalPage(ReadOnlyPage):
+    """Who approved of what."""
+
+    list_display = ("at", "rollout", "by")
+    list_select_related = ("rollout__channel__model", "by")
+    fields = ("rollout", "by", "at")
     readonly_fields = fields
 
 
