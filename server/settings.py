@@ -235,6 +235,8 @@ ROLLOUT_LOOK_S = env.integer("ROLLOUT_LOOK_S", 300, minimum=1, maximum=86_400)
 WEBHOOK_ALLOW_PRIVATE = env.flag("WEBHOOK_ALLOW_PRIVATE", default=False)
 POLL_INTERVAL_S = env.integer("POLL_INTERVAL_S", 6 * 3600, minimum=900, maximum=86_400)
 POLL_JITTER_PCT = env.integer("POLL_JITTER_PCT", 20, maximum=50)
+# The share of installations that report feedback and latencies, in basis points.
+TELEMETRY_SAMPLE_BP = env.integer("TELEMETRY_SAMPLE_BP", 10_000, minimum=0, maximum=10_000)
 # Raw events are deleted after so long; what was counted from them stays.
 TELEMETRY_KEEP_DAYS = env.integer("TELEMETRY_KEEP_DAYS", 30, minimum=2)
 
@@ -248,6 +250,8 @@ TRUST_URIS = {
     "snapshot": env.text("TRUST_SNAPSHOT_URI", ""),
     "timestamp": env.text("TRUST_TIMESTAMP_URI", ""),
 }
+# Whether uploaded models are signed as they come, or once `manage.py attest` has confirmed them.
+TRUST_UPLOADED_MODELS = env.choice("TRUST_UPLOADED_MODELS", "sign", ("sign", "confirm"))
 
 # --- REST -------------------------------------------------------------------------------------
 REST_FRAMEWORK = {

@@ -72,6 +72,7 @@ def test_every_member_of_the_contract_is_there_and_no_address_expires(client, re
         "enrolment",
         "revoked",
         "poll",
+        "telemetry",
     }
     assert manifest["artifact"]["path"] == f"/api/v1/artifacts/{manifest['artifact']['sha256']}"
     assert manifest["artifact"]["target"] == "recyclables/production/v1/tflite-float16"

@@ -412,6 +412,7 @@ class FakeServer:
             "enrolment": None,
             "revoked": list(published.revoked),
             "poll": self._poll,
+            "telemetry": {"sample_bp": 10_000},
         }
 
 
