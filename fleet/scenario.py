@@ -133,8 +133,10 @@ class Expectation:
 class Scenario:
     """A fleet, two versions, and how time passes.
 
-    ``day_s`` real seconds stand for one simulated day. ``policy`` holds members of the rollout's
-    policy in simulated time; hours and days of it are shortened alike.
+    ``day_s`` real seconds stand for one simulated day; 0 lets everything happen as fast as it
+    can. ``policy`` holds members of the rollout's policy in simulated time: its hours and days are
+    shortened alike, because the server's clock is the real one. What it leaves out is the
+    server's own policy, which nothing shortens.
     """
 
     name: str
@@ -157,6 +159,8 @@ class Scenario:
 
     def scaled_policy(self) -> dict[str, object]:
         """Return the rollout's policy in the server's time, which passes as it does."""
+        if not self.day_s:
+            return dict(self.policy)
         shortened = {"min_hours", "max_data_age_hours", "deadline_days"}
         return {
             name: value * self.seconds_per_second

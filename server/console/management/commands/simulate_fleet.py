@@ -14,6 +14,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from server import env
 from server.console import actions
 from server.delivery import decision_set
 from server.domain.decision import decide, read_poll
@@ -32,7 +33,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        port = os.environ.get("PORT", "8000")
+        port = env.integer("PORT", 8000)
         parser.add_argument("--url", default=f"http://127.0.0.1:{port}", help="where it runs")
         parser.add_argument("--model", default="recyclables")
         parser.add_argument("--channel", default="production")
@@ -97,10 +98,10 @@ class Command(BaseCommand):
 
 def _environment(token: str) -> dict[str, str]:
     """Return the simulator's environment, where the SDK of this checkout is found."""
-    paths = (str(Path(settings.BASE_DIR) / "sdk" / "src"), os.environ.get("PYTHONPATH", ""))
+    paths = [str(Path(settings.BASE_DIR) / "sdk" / "src"), *filter(None, sys.path)]
     return os.environ | {
         "NIGHTFERRY_STAFF_TOKEN": token,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
 
 
