@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from server.trust.targets import SignedTarget, without_fractions
+from server.trust.targets import SignedTarget
 
 if TYPE_CHECKING:
     from server.registry.models import Variant
@@ -92,3 +92,14 @@ def of_policy(
         "embedded": list(embedded),
     }
     return SignedTarget(path=f"{slug}/policy", sha256=_NO_BYTES, size_bytes=0, custom=custom)
+
+
+def without_fractions(value: Any) -> Any:
+    """Return ``value`` as canonical JSON can hold it: a number that is not whole becomes text."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else repr(value)
+    if isinstance(value, dict):
+        return {name: without_fractions(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_fractions(one) for one in value]
+    return value
