@@ -181,8 +181,15 @@ def epoch() -> int:
 def listed_releases(model: Model) -> list[Release]:
     """Return the releases that the model's signed metadata shall list.
 
-    Those are what each channel serves now, and what it will serve once it is announced.
+    Those are what each channel serves now, and what it will serve once it is announced. A retired
+    model lists none, whatever its channels come to: devices keep what they have.
     """
+    if Model.objects.filter(pk=model.pk, retired_at__isnull=False).exists():
+        return []
+    return _standing_releases(model)
+
+
+def _standing_releases(model: Model) -> list[Release]:
     standings = _standings(Release.objects.filter(channel__model=model))
     return [release for one in standings.values() for release in one.listed]
 
@@ -200,7 +207,7 @@ def listed_patches(releases: Iterable[Release], revoked: Iterable[str] = ()) -> 
 
 def revoked_files(model: Model) -> list[str]:
     """Return the files that no device may run any more: withdrawn, and served nowhere."""
-    listed = [release.version_id for release in listed_releases(model)]
+    listed = [release.version_id for release in _standing_releases(model)]
     return sorted(withdrawn_files(model) - _shipped(Q(version__in=listed)))
 
 

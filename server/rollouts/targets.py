@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from server.trust.targets import SignedTarget
+from server.trust.targets import SignedTarget, without_fractions
 
 if TYPE_CHECKING:
     from server.registry.models import Variant
@@ -15,16 +15,6 @@ if TYPE_CHECKING:
 # The first SDK that reads what these targets say.
 MIN_SDK = "0.1.0"
 _NO_BYTES = hashlib.sha256(b"").hexdigest()
-
-
-def role_of(slug: str) -> str:
-    """Return the name of the role that signs for the model."""
-    return f"model-{slug}"
-
-
-def paths_of(slug: str) -> list[str]:
-    """Return the patterns of the targets that the model's role may sign."""
-    return [f"{slug}/policy", f"{slug}/patches/*", f"{slug}/*/*/*"]
 
 
 def release_path(slug: str, channel: str, label: str, variant: Variant) -> str:
@@ -92,14 +82,3 @@ def of_policy(
         "embedded": list(embedded),
     }
     return SignedTarget(path=f"{slug}/policy", sha256=_NO_BYTES, size_bytes=0, custom=custom)
-
-
-def without_fractions(value: Any) -> Any:
-    """Return ``value`` as canonical JSON can hold it: a number that is not whole becomes text."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else repr(value)
-    if isinstance(value, dict):
-        return {name: without_fractions(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_fractions(one) for one in value]
-    return value

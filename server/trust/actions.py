@@ -70,22 +70,6 @@ def publish(
     )
 
 
-def delete_role(*, role: str, now: dt.datetime | None = None) -> None:
-    """Have a role list nothing any more. It stays, empty: devices take a lost role for an attack.
-
-    Raises:
-        Conflict: ``signing_key_missing``.
-
-    """
-    from server.trust import repository
-
-    def plan(change: repository.Change) -> None:
-        if role in change.view and change.view[role].signed.targets:
-            change.renew(role).signed.targets = {}
-
-    repository.commit(plan, now=now)
-
-
 def renew(*, now: dt.datetime | None = None) -> Renewed:
     """Sign again what has been valid for half of its life, and the timestamp every hour.
 

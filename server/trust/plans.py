@@ -178,7 +178,7 @@ def bring_in(documents: Sequence[bytes]) -> Plan:
         if dropped:
             message = (
                 f"These targets no longer delegate {', '.join(sorted(dropped))}, which devices take"
-                " for an attack. A model ends with an empty role."
+                " for an attack. A model that ended keeps its role."
             )
             raise Conflict(message, code="delegation_dropped")
 

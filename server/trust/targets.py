@@ -49,3 +49,14 @@ class Renewed:
 
     signed: tuple[str, ...] = ()
     overdue: tuple[str, ...] = ()
+
+
+def without_fractions(value: Any) -> Any:
+    """Return ``value`` as canonical JSON can hold it: a number that is not whole becomes text."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else repr(value)
+    if isinstance(value, dict):
+        return {name: without_fractions(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_fractions(one) for one in value]
+    return value

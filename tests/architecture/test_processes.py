@@ -16,14 +16,14 @@ from django.core.management import call_command
 call_command("migrate", interactive=False, verbosity=0)
 
 from server.rollouts import actions as rollouts
-from server.rollouts import targets
 from server.trust import actions as trust
+from server.trust import roles
 from tests.support import factories
 model = factories.make_model()
 version = factories.make_version(model)
 rollouts.release_version(version=version)
 signed = rollouts.prepare_publication(model=model)
-role, paths = targets.role_of(model.slug), targets.paths_of(model.slug)
+role, paths = roles.role_of(model.slug), roles.paths_of(model.slug)
 trust.publish(role=role, paths=paths, targets=signed.targets)
 rollouts.announce(publication=signed)
 

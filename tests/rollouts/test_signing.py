@@ -15,6 +15,7 @@ from server.delivery.decision_set import holder
 from server.domain.errors import Conflict, DomainError
 from server.jobs import names
 from server.jobs.models import Job
+from server.registry import actions as registry
 from server.registry.models import Model, ModelVersion
 from server.rollouts import actions, queries
 from server.rollouts.models import Patch, Release, Signing
@@ -359,3 +360,24 @@ def test_metadata_are_renewed_every_hour():
     after = trust_queries.current_versions()
     assert after["timestamp"] == before["timestamp"] + 1
     assert after["root"] == before["root"]
+
+
+def test_a_retired_model_lists_its_policy_only():
+    model = make_model()
+    bad, good = make_version(model), make_version(model)
+    release(bad)
+    release(good)
+    never_released = make_model("digits")
+
+    registry.retire_model(model=model, actor=None)
+    registry.retire_model(model=never_released, actor=None)
+
+    assert not queries.is_signed(model)
+    publish(model)
+    assert signed(model).keys() == {"recyclables/policy"}
+    # Devices keep what they have, until somebody recalls it.
+    assert policy(model)["revoked"] == []
+    assert not Signing.objects.filter(pk=never_released.pk).exists()
+    actions.recall_version(version=bad, reason="mislabelled")
+    publish(model)
+    assert policy(model)["revoked"] == sorted(files(bad))

@@ -65,14 +65,14 @@ def test_the_same_targets_are_signed_once() -> None:
     )
 
 
-def test_a_deleted_model_leaves_an_empty_role(tmp_path: Path) -> None:
+def test_a_role_may_list_nothing_any_more(tmp_path: Path) -> None:
     target = make_target()
     publish(target)
     device = Device(tmp_path / "device")
     device.refresh()
 
-    actions.delete_role(role=ROLE)
-    actions.delete_role(role=ROLE)
+    publish()
+    assert not publish().is_new
 
     device.refresh()
     assert not device.lists(target.path)

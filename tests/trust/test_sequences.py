@@ -52,7 +52,7 @@ class World:
         self.listed[model] = target
 
     def delete(self, model: str) -> None:
-        actions.delete_role(role=roles.role_of(model), now=self.now)
+        publish(model=model, now=self.now)
         self.listed.pop(model, None)
 
     def rotate(self, kind: str) -> None:

@@ -11,10 +11,11 @@ from server.domain.errors import DomainError
 from server.registry.models import Model
 from server.registry.queries import get_model
 from server.rollouts import actions as rollouts
-from server.rollouts import queries, targets
+from server.rollouts import queries
 from server.training import actions as training
 from server.training.models import TrainingRun
 from server.trust import actions as trust
+from server.trust import roles
 from server.trust.targets import SignedTarget
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _sign(model: Model) -> rollouts.Publication:
     What is read back may be newer, where another process signed meanwhile: then ours is taken
     again. It is drawn up while the repository is held, so that an older one never comes last.
     """
-    role = targets.role_of(model.slug)
+    role = roles.role_of(model.slug)
     drawn: list[rollouts.Publication] = []
 
     def draw() -> Sequence[SignedTarget]:
@@ -91,7 +92,7 @@ def _sign(model: Model) -> rollouts.Publication:
         return drawn[-1].targets
 
     for is_last in (False, False, True):
-        trust.publish(role=role, paths=targets.paths_of(model.slug), targets=draw)
+        trust.publish(role=role, paths=roles.paths_of(model.slug), targets=draw)
         try:
             trust.read_back(role=role, targets=drawn[-1].targets)
         except DomainError:
