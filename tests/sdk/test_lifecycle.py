@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from nightferry import ActivationMode, DownloadConditions, DownloadType, ModelClient, ModelState
 from nightferry.testing import FakeServer, Fault
+from nightferry.testing.server import DEFAULT_PREPROCESSING
 
 from tests.support.data import data_folder
 
@@ -347,6 +348,45 @@ def test_an_unsigned_list_revokes_nothing_and_a_signed_one_does_also_after_304(
         assert not model.path.exists()
         (left,) = events_of(client, server, "rolled_back")
         assert left["data"]["reason"] == "revoked"
+
+
+def test_an_honest_answer_mends_what_is_remembered_of_the_release_in_use(
+    server: FakeServer, make_client: ClientFactory, cache_dir: Path, content: bytes
+) -> None:
+    means = {"mean": [123.675, 127.5, 127.5]}
+    server.publish(NAME, content, LABELS, preprocessing={**DEFAULT_PREPROCESSING, **means})
+    make_client().sync(NAME)
+    for path in cache_dir.rglob("state*.json"):
+        path.write_text(path.read_text().replace("123.675", '"123.675"'))
+    assert make_client().status(NAME).current.preprocessing["mean"][0] == "123.675"
+    server.forge(NAME, notes="another answer")
+    assert make_client().sync(NAME).preprocessing["mean"] == means["mean"]
+    assert server.count("artifact") == 1
+
+
+def test_an_answer_that_lied_under_an_honest_etag_is_asked_for_again(
+    server: FakeServer, client: ModelClient, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    _, document, etag = server.answer_update(NAME, None)
+    lie = json.dumps({**document, "labels": LABELS[::-1]}).encode()
+    server.inject(Fault("update", status=200, headers=(("ETag", etag),), body=lie))
+    with pytest.raises(nightferry.ManifestMismatchError):
+        client.sync(NAME)
+    assert client.sync(NAME).labels == tuple(LABELS)
+
+
+def test_a_number_beyond_all_numbers_harms_nothing(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    server.publish(NAME, content, LABELS)
+    make_client().sync(NAME)
+    document = json.dumps(server.answer_update(NAME, None)[1])
+    lie = document.replace('"metrics": {}', '"metrics": {"accuracy": 1e400}').encode()
+    server.inject(Fault("update", status=200, body=lie))
+    with pytest.raises(nightferry.NightferryError):
+        make_client().check_for_update(NAME)
+    assert make_client().status(NAME).current.label == "v1"
 
 
 def test_a_server_held_still_is_noticed_and_the_model_stays(

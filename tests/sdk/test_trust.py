@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from nightferry import TufVerifier, files
 from nightferry.manifest import Manifest, parse_manifest
 from nightferry.testing import FakeServer, Fault
+from nightferry.testing.server import DEFAULT_PREPROCESSING
 from nightferry.transport import Transport
 from nightferry.trust import read_root
 
@@ -161,6 +163,43 @@ def test_what_the_app_relies_on_is_signed(server, device, content, members):
     server.forge(NAME, **members)
     with pytest.raises(nightferry.ManifestMismatchError, match=next(iter(members))):
         install(server, device())
+
+
+MEANS = {
+    "text of a fraction": ["123.675", 127.5, 127.5],
+    "text of a whole number": [123.675, 127.5, "128"],
+    "true for one": [True, 127.5, 127.5],
+    "another number": [123.67, 127.5, 127.5],
+    "a text in place of three numbers": "123.675",
+}
+
+
+@pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
+def test_what_was_signed_as_a_number_is_a_number(server, device, content, mean):
+    usual = manifest_of_new(server, content, mean=[123.675, 127.5, 128.0])
+    server.forge(NAME, preprocessing={**usual, "mean": mean})
+    with pytest.raises(nightferry.ManifestMismatchError, match="preprocessing"):
+        install(server, device())
+    server.forge(NAME, preprocessing={**usual, "width": 224.0, "mean": [123.675, 127.5, 128]})
+    signed = install(server, device()).manifest.preprocessing
+    assert signed["mean"] == [123.675, 127.5, 128.0]
+    assert type(signed["width"]) is int, "however the answer writes it"
+
+
+def manifest_of_new(server: FakeServer, content: bytes, **members: object) -> dict[str, object]:
+    """Publish a release with these members of its preprocessing; return all of them."""
+    preprocessing = {**DEFAULT_PREPROCESSING, **members}
+    server.publish(NAME, content, LABELS, preprocessing=preprocessing)
+    return preprocessing
+
+
+@pytest.mark.parametrize("wrapper", [{"format": 99}, {"sha256": "0" * 64}, {"more": 1}])
+def test_what_is_wrapped_around_a_self_test_counts_for_nothing(server, device, content, wrapper):
+    sha256 = hashlib.sha256(b"golden").hexdigest()
+    selftest = {"format": 1, "data": "golden", "sha256": sha256}
+    server.publish(NAME, content, LABELS, selftest=selftest)
+    server.forge(NAME, selftest={**selftest, **wrapper})
+    assert install(server, device()).manifest.selftest == selftest
 
 
 @pytest.mark.parametrize(

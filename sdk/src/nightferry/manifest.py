@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -106,7 +107,7 @@ class Manifest:
 def parse_json(text: bytes) -> Document:
     """Decode one JSON object; raise InvalidManifestError for anything else."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         message = "The manifest is not valid JSON."
         raise InvalidManifestError(message) from error
@@ -330,6 +331,14 @@ def _parse_sample(reader: _Reader) -> int | None:
 
 def _fraction(percent: float | None) -> float | None:
     return None if percent is None else percent / 100
+
+
+def _finite(digits: str) -> float:
+    """Read a number; one beyond all floats could not be written again."""
+    number = float(digits)
+    if not math.isfinite(number):
+        _refuse_constant(digits[:20])
+    return number
 
 
 def _refuse_constant(name: str) -> object:

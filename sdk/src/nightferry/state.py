@@ -74,6 +74,8 @@ class Installed:
         confirmed: whether it has proved itself; then no crash takes it out of use.
         starts: processes that began to use it on trial.
         successes: good predictions on trial.
+        inferred: the enrolment under which the first good prediction was told, as
+            ``rollout:arm``, or ``-`` for none; empty before.
 
     """
 
@@ -86,6 +88,7 @@ class Installed:
     confirmed: bool = False
     starts: int = 0
     successes: int = 0
+    inferred: str = ""
 
     @property
     def sha256(self) -> str:
@@ -225,6 +228,10 @@ class State:
             self, offered=None, etag="", checked_at=now, retry_at=None, staged=None
         ).settled()
 
+    def doubted(self) -> State:
+        """Forget by what the server knows its last answer again: it is not believed."""
+        return replace(self, etag="")
+
     def sent_away(self, until: float) -> State:
         """Remember Retry-After across restarts."""
         return replace(self, retry_at=until)
@@ -243,6 +250,14 @@ class State:
         if state.staged and state.staged.counter < state.floor:
             state = replace(state, staged=None)  # withdrawn before it came into use
         return state.without(revoked).settled_if_idle()
+
+    def corrected(self, manifest: Manifest) -> State:
+        """Take the signed word about a release that is here: an older answer may have lied."""
+        return replace(
+            self,
+            staged=_with_manifest(self.staged, manifest),
+            active=_with_manifest(self.active, manifest),
+        )
 
     # Bringing in
 
@@ -294,7 +309,7 @@ class State:
         staged = self.staged
         if staged is None or not staged.is_ready:
             return self
-        active = replace(staged, starts=0, successes=0, confirmed=False)
+        active = replace(staged, starts=0, successes=0, confirmed=False, inferred="")
         return replace(
             self, phase=Phase.TRIAL, staged=None, active=active, previous=self._way_back(staged)
         )
@@ -304,6 +319,12 @@ class State:
         if self.active is None or self.active.confirmed:
             return self
         return replace(self, active=replace(self.active, starts=self.active.starts + 1))
+
+    def inferred(self, enrolment: str) -> State:
+        """Note under which enrolment the first good prediction was told."""
+        if self.active is None:
+            return self
+        return replace(self, active=replace(self.active, inferred=enrolment))
 
     def succeeded(self) -> State:
         """Note a good prediction of the release on trial; enough of them confirm it."""
@@ -399,6 +420,12 @@ def same_release(one: Manifest, other: Manifest) -> bool:
     if one.artifact is None or other.artifact is None:
         return False
     return (one.label, one.artifact.sha256) == (other.label, other.artifact.sha256)
+
+
+def _with_manifest(installed: Installed | None, manifest: Manifest) -> Installed | None:
+    if installed is None or not same_release(installed.manifest, manifest):
+        return installed
+    return replace(installed, manifest=manifest)
 
 
 def _unless_in(installed: Installed | None, hashes: frozenset[str]) -> Installed | None:

@@ -33,6 +33,7 @@ from nightferry.errors import (
     TrustError,
     WrongVariantError,
 )
+from nightferry.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,7 @@ REFRESH_AFTER_S = 12 * 3600
 
 _ARTIFACTS = "/api/v1/artifacts/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FRACTION = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d{1,3})?|e[+-]?\d{1,3})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ class PatchTarget:
 
 @dataclass(frozen=True)
 class Authorisation:
-    """A file that may be installed, and what was signed about its release."""
+    """A file that may be installed, and what was signed about its release.
+
+    ``manifest`` is the one that was offered, with preprocessing and self-test as they were signed.
+    """
 
     target: Target
     counter: int
     mandatory: bool
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,8 @@ class TufVerifier:
         _refuse_revoked(name, listed.sha256, policy)
         _refuse_too_new(name, release.min_sdk)
         _refuse_too_old(name, release.counter, policy, floor)
-        return Authorisation(_target(listed), release.counter, release.mandatory)
+        signed = _as_signed(manifest, release)
+        return Authorisation(_target(listed), release.counter, release.mandatory, signed)
 
     def authorise_patch(self, model: str, from_sha256: str, to_sha256: str) -> PatchTarget | None:
         """Look the patch up; see Verifier."""
@@ -313,7 +320,7 @@ class _Release:
     min_sdk: str
     mandatory: bool
     labels: tuple[str, ...]
-    preprocessing: object
+    preprocessing: dict[str, object]
     selftest_sha256: str
 
     @classmethod
@@ -332,7 +339,7 @@ class _Release:
             min_sdk=reader.text("min_sdk"),
             mandatory=reader.boolean("mandatory"),
             labels=reader.texts("labels"),
-            preprocessing=listed.custom.get("preprocessing"),
+            preprocessing=reader.group("preprocessing"),
             selftest_sha256=reader.text("selftest_sha256"),
         )
 
@@ -370,6 +377,13 @@ class _Custom:
         if not _are_texts(value):
             raise self._error(member)
         return tuple(value)
+
+    def group(self, member: str) -> dict[str, object]:
+        """Return an object with the numbers that its texts stand for."""
+        value = with_fractions(self._listed.custom.get(member))
+        if not isinstance(value, dict):
+            raise self._error(member)
+        return value
 
     def _error(self, member: str) -> MetadataInvalidError:
         shown = str(self._listed.custom.get(member))[:80]
@@ -423,7 +437,7 @@ def _refuse_mismatch(name: str, manifest: Manifest, release: _Release) -> None:
         "preprocessing": (dict(manifest.preprocessing), release.preprocessing),
         "selftest": (_selftest_sha256(manifest), release.selftest_sha256),
     }
-    differing = [what for what, (said, signed) in pairs.items() if not _agree(said, signed)]
+    differing = [what for what, (said, signed) in pairs.items() if not same_json(said, signed)]
     if differing:
         raise ManifestMismatchError(
             f"The update check says of {name} other things than what was signed: "
@@ -432,24 +446,39 @@ def _refuse_mismatch(name: str, manifest: Manifest, release: _Release) -> None:
         )
 
 
-def _agree(said: object, signed: object) -> bool:
-    """Compare JSON with signed JSON, where a fraction stands as its decimal text."""
-    if isinstance(said, dict) and isinstance(signed, dict):
-        return said.keys() == signed.keys() and all(_agree(said[k], signed[k]) for k in said)
-    if isinstance(said, list) and isinstance(signed, list):
-        return len(said) == len(signed) and all(map(_agree, said, signed))
-    if isinstance(said, bool) or isinstance(signed, bool):
-        return said is signed
-    if isinstance(said, int | float):
-        return _number(signed) == said
-    return said == signed
+def same_json(one: object, other: object) -> bool:
+    """Compare JSON by value and by type: a text is never a number, 255 and 255.0 are one."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return _kind(one) is _kind(other) and one == other
 
 
-def _number(signed: object) -> object:
-    try:
-        return float(signed) if isinstance(signed, str) else signed
-    except ValueError:
-        return None
+def _kind(value: object) -> type:
+    return float if type(value) is int else type(value)
+
+
+def with_fractions(value: object) -> object:
+    """Return what was signed as it was meant: there, fractions stand as their decimal text."""
+    if isinstance(value, dict):
+        return {name: with_fractions(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [with_fractions(one) for one in value]
+    return float(value) if isinstance(value, str) and _FRACTION.fullmatch(value) else value
+
+
+def _as_signed(manifest: Manifest, release: _Release) -> Manifest:
+    """Return a manifest in which what the app relies on is what was signed, to the letter.
+
+    Of the self-test only the data are signed: what is wrapped around them counts for nothing.
+    """
+    sha256 = release.selftest_sha256
+    selftest: dict[str, object] = {}
+    if sha256:
+        selftest = {"format": 1, "sha256": sha256, "data": manifest.selftest.get("data")}
+    signed = {"preprocessing": release.preprocessing, "selftest": selftest}
+    return parse_manifest({**manifest.document, **signed})
 
 
 def _selftest_sha256(manifest: Manifest) -> str:

@@ -31,7 +31,7 @@ from nightferry.errors import (
 from nightferry.manifest import Document, Kind, Manifest, parse_manifest
 from nightferry.models import DownloadConditions, ModelState, Update
 from nightferry.state import MAX_TESTS, Installed, Phase, State, same_release
-from nightferry.trust import REFRESH_AFTER_S
+from nightferry.trust import REFRESH_AFTER_S, same_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,7 +180,7 @@ class Updates:
         manifest = _read_manifest(name, answer.document)
         state = self._states.update(name, lambda state: state.answered(manifest, answer.etag, now))
         self._tell_assignment(before, state)
-        return self._refresh(name)
+        return self._correct(name, self._refresh(name))
 
     def _refresh_if_due(self, name: str) -> None:
         """Bring the metadata up to date where they are old, or a refresh was cut short.
@@ -215,6 +215,22 @@ class Updates:
         self._inventory.remove_unreferenced(before.referenced() - state.referenced())
         self._inventory.remove_unreferenced(state.revoked)
         return state
+
+    def _correct(self, name: str, state: State) -> State:
+        """Replace what is remembered of the release in use where the answer says otherwise.
+
+        The answer counts only if it is what was signed; whatever it is, what is in use stays.
+        """
+        offered = state.offered
+        slots = (state.active, state.staged)
+        if offered is None or offered.artifact is None or all(map(_agrees_with(offered), slots)):
+            return state
+        try:
+            granted = self._verifier.authorise(offered, floor=state.floor)
+        except TrustError as error:
+            log.info("%s: what is remembered of the release in use stays. %s", name, error)
+            return state
+        return self._states.update(name, lambda state: state.corrected(granted.manifest))
 
     def _query(self, state: State, current: str) -> dict[str, str]:
         query = {
@@ -299,6 +315,7 @@ class Updates:
             return
         granted = self._authorise(name, manifest)
         leave = Leave(wish.conditions, self._probe, wish.stopped, wish.report)
+        manifest = granted.manifest
         installed = self._as_installed(manifest, granted)
         started = time.monotonic()
         try:
@@ -335,6 +352,8 @@ class Updates:
                 self._refresh(name)
                 return self._verifier.authorise(manifest, floor=self._states.load(name).floor)
         except TrustError as error:
+            # The next answer is to come whole: perhaps only this one was changed on its way.
+            self._states.update(name, State.doubted)
             self._tell_refused(name, error)
             raise
 
@@ -424,6 +443,22 @@ def _is_news(known: Manifest | None, offered: Manifest) -> bool:
     if known is None or known.label != offered.label:
         return True
     return offered.enrolment is not None and offered.enrolment != known.enrolment
+
+
+def _agrees_with(offered: Manifest) -> Callable[[Installed | None], bool]:
+    """Return a check that a release is another, or is remembered as it is offered."""
+
+    def check(installed: Installed | None) -> bool:
+        if installed is None or not same_release(installed.manifest, offered):
+            return True
+        known = installed.manifest
+        return (
+            known.labels == offered.labels
+            and same_json(known.preprocessing, offered.preprocessing)
+            and known.selftest.get("data") == offered.selftest.get("data")
+        )
+
+    return check
 
 
 def _usable_etag(state: State, current: str) -> str:
