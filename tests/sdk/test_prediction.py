@@ -73,9 +73,8 @@ def test_one_photo_in_every_form_and_orientation(imagenet: ModelClient, weights:
 def test_the_first_prediction_is_told_once(
     imagenet: ModelClient, weights: Path, server: FakeServer
 ) -> None:
-    predictor = imagenet.load(NAME, num_threads=1)
     for _ in range(2):
-        predictor.predict(weights / "check_photos" / "parrot.jpg")
+        imagenet.load(NAME, num_threads=1).predict(weights / "check_photos" / "parrot.jpg")
     imagenet.flush_events()
     first = [event for event in server.events if event["type"] == "first_inference"]
     assert len(first) == 1

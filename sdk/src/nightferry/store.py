@@ -169,6 +169,7 @@ def _encode_installed(installed: Installed | None) -> Document | None:
         "confirmed": installed.confirmed,
         "starts": installed.starts,
         "successes": installed.successes,
+        "inferred": installed.inferred,
     }
 
 
@@ -273,6 +274,7 @@ def _decode_installed(document: object) -> Installed | None:
         confirmed=members["confirmed"] is True,
         starts=_count(members["starts"]),
         successes=_count(members["successes"]),
+        inferred=_text(members.get("inferred", "")),
     )
 
 

@@ -95,6 +95,16 @@ class Trial:
         leftovers = frozenset(patch.sha256 for patch in patches)
         self._inventory.remove_unreferenced(before.referenced() | leftovers)
 
+    def has_inferred(self, model: Model) -> bool:
+        """Tell whether it was told already that this release works, under this enrolment."""
+        active = self._states.load(model.name).active
+        return active is not None and _is_of(active, model) and active.inferred == _echo(model)
+
+    def inferred(self, model: Model) -> None:
+        """Note that it was told."""
+        echo = _echo(model)
+        self._states.update(model.name, _if_active(model, lambda state: state.inferred(echo)))
+
     def succeeded(self, model: Model) -> bool:
         """Count a good prediction; tell whether nothing more needs counting for this model."""
         active = self._states.load(model.name).active
@@ -196,6 +206,10 @@ def _count_running(folder: Path) -> int:
                 remove(path)
         lock.release()
     return running
+
+
+def _echo(model: Model) -> str:
+    return f"{model.enrolment.rollout}:{model.enrolment.arm}" if model.enrolment else "-"
 
 
 def _is_of(installed: Installed, model: Model) -> bool:

@@ -55,11 +55,13 @@ class Usage:
     def succeeded(self, latency_ms: float) -> None:
         """Note a good prediction and how long it took, in milliseconds."""
         model, is_first = self._latest()
-        if is_first:
+        if is_first and not self._trial.has_inferred(model):
             timed: dict[str, object] = {"latency_ms": round(latency_ms, 3)}
             if self._limit_ms is not None:
                 timed["limit_ms"] = self._limit_ms
+            # Told before it is noted: a kill in between tells it twice, which counts once.
             self._events.record("first_inference", model, timed)
+            self._trial.inferred(model)
         self._events.time(model, latency_ms, self._limit_ms)
         if not self._is_settled:
             self._is_settled = self._trial.succeeded(model)
