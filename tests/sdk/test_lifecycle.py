@@ -160,7 +160,85 @@ def test_two_starts_in_vain_end_a_trial_and_one_does_not(
     assert (rolled_back["data"]["to"], rolled_back["data"]["reason"]) == ("v1", "crashed")
 
 
-WORKER = START.replace("os._exit(1)", "sys.stdin.read(1)")
+WAYS_OUT = {
+    "nothing": "",
+    "exit": "sys.exit(2)",
+    "close": "client.close(); again.close(); os._exit(0)",
+    "with": "with client, again: pass\nos._exit(0)",
+}
+
+
+@pytest.mark.parametrize("way_out", WAYS_OUT.values(), ids=WAYS_OUT)
+def test_starts_that_end_in_order_are_no_crashes_and_three_confirm(
+    server: FakeServer,
+    client: ModelClient,
+    cache_dir: Path,
+    root_file: Path,
+    content: bytes,
+    way_out: str,
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        client.sync(NAME)
+    script = START.replace("os._exit(1)", way_out)
+    phases, warned = [], []
+    for _ in range(4):
+        process = start_python(script, server.url, cache_dir, root_file)
+        output, errors = process.communicate(timeout=30)
+        phases.append(output.strip())
+        warned.append("notify_ready" in errors)
+    assert phases == ["v2 active trial"] * 3 + ["v2 confirmed confirmed"]
+    assert warned == [False, True, True, False]
+    assert not events_of(client, server, "failed")
+    (confirmed,) = events_of(client, server, "confirmed")
+    assert confirmed["data"] == {"by": "starts"}
+
+
+def test_an_error_that_ends_the_app_is_a_crash(
+    server: FakeServer, client: ModelClient, cache_dir: Path, root_file: Path, content: bytes
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        client.sync(NAME)
+    script = START.replace("os._exit(1)", "with client, again: raise KeyError('no such label')")
+    for expected in ("v2 active trial", "v2 active trial", "v1 active rolled_back"):
+        process = start_python(script, server.url, cache_dir, root_file)
+        assert process.communicate(timeout=30)[0].strip() == expected
+
+
+def test_crashes_count_in_a_row(
+    server: FakeServer,
+    client: ModelClient,
+    cache_dir: Path,
+    root_file: Path,
+    content: bytes,
+    start: Callable[..., str],
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        client.sync(NAME)
+    in_order = START.replace("os._exit(1)", "")
+    assert start() == "v2 active trial"
+    process = start_python(in_order, server.url, cache_dir, root_file)
+    assert process.communicate(timeout=30)[0].strip() == "v2 active trial"
+    assert start() == "v2 active trial"
+    assert start() == "v2 active trial"
+    assert start() == "v1 active rolled_back"
+
+
+def test_one_process_is_one_start_however_often_it_closes_its_client(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        make_client().sync(NAME)
+    for _ in range(5):
+        with make_client() as client:
+            assert client.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v2"
+    assert client.status(NAME).phase == "trial"
+
+
+WORKER = START.replace("os._exit(1)", "sys.stdin.read(1); os._exit(1)")
 
 
 def test_many_processes_at_once_are_no_crash(

@@ -191,7 +191,8 @@ class ModelClient:
 
         What a background update has made ready is in use from here on. A release that is new in
         use is on trial: confirm it with ``notify_ready``, or run it with ``load``, whose good
-        predictions confirm it. If two processes take it and neither happens, it is left again.
+        predictions confirm it; so do three processes that take it and end in order. If two
+        in a row are killed or crash without a good prediction, it is left again.
 
         With a local download type and a model on the device this neither waits nor touches the
         network. With LATEST_MODEL it asks the server and downloads; if that fails and there is a
@@ -446,9 +447,12 @@ class ModelClient:
             poller.stop(_STOP_WAIT_S)
 
     def close(self) -> None:
-        """Stop polling, and keep what was timed for the next batch. It may be used again."""
-        self.stop_polling()
-        self._events.record_latencies()
+        """Stop polling, keep what was timed for the next batch, and be done with the models.
+
+        A release on trial has then not taken the app down. The client may be used again.
+        """
+        self._stop()
+        self._trial.end()
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -460,8 +464,15 @@ class ModelClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the client."""
-        self.close()
+        """Close the client; an app that is on its way down with an error does not end in order."""
+        if isinstance(error, Exception):
+            self._stop()
+        else:
+            self.close()
+
+    def _stop(self) -> None:
+        self.stop_polling()
+        self._events.record_latencies()
 
     def _update(
         self,

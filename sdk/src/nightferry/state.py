@@ -31,6 +31,8 @@ HOLD_BACK_S = 24 * 3600
 MAX_TRIES = 2
 MAX_STARTS = 2
 """So many processes may begin to use a release on trial without a good prediction."""
+ORDERLY_ENDS = 3
+"""So many processes that used a release on trial and ended in order confirm it."""
 MAX_TESTS = 2
 """So many self-tests of one file may end without a result, killed with their process."""
 GOOD_PREDICTIONS = 10
@@ -72,7 +74,8 @@ class Installed:
         tests: self-tests begun.
         is_ready: whether it may be activated: tested, or there is nothing to test it with.
         confirmed: whether it has proved itself; then no crash takes it out of use.
-        starts: processes that began to use it on trial.
+        starts: processes that began to use it on trial and have not ended in order since.
+        ends: processes that used it on trial and ended in order.
         successes: good predictions on trial.
         inferred: the enrolment under which the first good prediction was told, as
             ``rollout:arm``, or ``-`` for none; empty before.
@@ -87,6 +90,7 @@ class Installed:
     is_ready: bool = False
     confirmed: bool = False
     starts: int = 0
+    ends: int = 0
     successes: int = 0
     inferred: str = ""
 
@@ -309,7 +313,7 @@ class State:
         staged = self.staged
         if staged is None or not staged.is_ready:
             return self
-        active = replace(staged, starts=0, successes=0, confirmed=False, inferred="")
+        active = replace(staged, starts=0, ends=0, successes=0, confirmed=False, inferred="")
         return replace(
             self, phase=Phase.TRIAL, staged=None, active=active, previous=self._way_back(staged)
         )
@@ -325,6 +329,24 @@ class State:
         if self.active is None:
             return self
         return replace(self, active=replace(self.active, inferred=enrolment))
+
+    def ended(self, running: int) -> State:
+        """Note that a process is done in order with the release on trial; enough confirm it.
+
+        Starts in vain count in a row only, so of the others those that still run remain.
+        """
+        if self.active is None or self.active.confirmed:
+            return self
+        active = replace(self.active, starts=running, ends=self.active.ends + 1)
+        state = replace(self, active=active)
+        return state.confirmed() if active.ends >= ORDERLY_ENDS else state
+
+    def resumed(self) -> State:
+        """Note that a process uses the release on trial again after it was done with it."""
+        if self.active is None or self.active.confirmed:
+            return self
+        ends = max(0, self.active.ends - 1)
+        return replace(self, active=replace(self.active, ends=ends)).started()
 
     def succeeded(self) -> State:
         """Note a good prediction of the release on trial; enough of them confirm it."""
@@ -353,7 +375,7 @@ class State:
             return self
         label, sha256 = self.active.manifest.label, self.active.sha256
         state = self._with_failure(label, sha256, code, now)
-        active = self.previous and replace(self.previous, starts=0, successes=0)
+        active = self.previous and replace(self.previous, starts=0, ends=0, successes=0)
         return replace(state, active=active, previous=None, phase=Phase.ROLLED_BACK)
 
     def without(self, hashes: frozenset[str]) -> State:

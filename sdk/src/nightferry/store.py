@@ -168,6 +168,7 @@ def _encode_installed(installed: Installed | None) -> Document | None:
         "is_ready": installed.is_ready,
         "confirmed": installed.confirmed,
         "starts": installed.starts,
+        "ends": installed.ends,
         "successes": installed.successes,
         "inferred": installed.inferred,
     }
@@ -273,6 +274,7 @@ def _decode_installed(document: object) -> Installed | None:
         is_ready=members["is_ready"] is True,
         confirmed=members["confirmed"] is True,
         starts=_count(members["starts"]),
+        ends=_count(members.get("ends", 0)),
         successes=_count(members["successes"]),
         inferred=_text(members.get("inferred", "")),
     )

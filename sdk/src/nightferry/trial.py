@@ -1,29 +1,33 @@
 """How a release that is ready comes into use, proves itself, or goes out of use again.
 
-A release newly in use is on trial. It is confirmed when the app says so or its predictions were
-good often enough. It goes out of use when the app reports a failure, or when two processes began
-to use it and ended, and none confirmed it or had one good prediction: so it looks when a model
-takes the app down with it. One such start alone proves nothing, nor do processes that still run.
-A confirmed release is never judged so, nor one without anything to return to.
+A release newly in use is on trial. It is confirmed when the app says so, when its predictions were
+good often enough, or when three processes used it and ended in order: the client was closed, or
+Python came to its end without an error. It goes out of use when the app reports a failure, or when
+two processes in a row began to use it and ended otherwise, killed or crashed, and none had one good
+prediction: so it looks when a model takes the app down with it. One such start alone proves
+nothing, nor do processes that still run. A confirmed release is never judged so, nor one without
+anything to return to.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nightferry import log
-from nightferry.errors import EmbeddedModelError
+from nightferry.errors import EmbeddedModelError, NightferryError
 from nightferry.files import FileLock, remove, unique_suffix
 from nightferry.models import ActivationMode, Model, ModelState
 from nightferry.state import Installed, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from nightferry.events import EventQueue
@@ -32,9 +36,21 @@ if TYPE_CHECKING:
 
 _A_MINUTE_S = 60.0
 
-# What this process has begun to use: a process is one start, however many clients it makes. The
-# locks are held until the process ends, so that others see who is alive.
-_begun: dict[tuple[object, ...], FileLock | None] = {}
+
+@dataclass
+class _Start:
+    """That this process uses a release: one start, however many clients it makes.
+
+    Where the release is on trial, ``lock`` is held until the process is done with it, so that
+    others see who is alive. ``users`` are the clients that use it, ``end`` notes that all did.
+    """
+
+    lock: FileLock
+    end: Callable[[], None] | None = None
+    users: set[int] = field(default_factory=set)
+
+
+_begun: dict[tuple[object, ...], _Start] = {}
 _beginning = threading.Lock()
 
 
@@ -50,6 +66,7 @@ class Trial:
         self._events = events
         self._timing = timing
         self._mode = mode
+        self._used: set[tuple[object, ...]] = set()
 
     def take(self, name: str) -> Model | None:
         """Return the model to run now, which this process begins to use with that; None for none.
@@ -147,25 +164,63 @@ class Trial:
             )
             self._record("rolled_back", left, to=to, reason=reason)
 
+    def end(self) -> None:
+        """Note that what was taken here is done with, in order."""
+        with _beginning:
+            for key in self._used:
+                start = _begun[key]
+                start.users.discard(id(self))
+                if not start.users:
+                    _end(start)
+            self._used.clear()
+
     def _begin(self, name: str, model: Model) -> bool:
         """Count the start of a process; return True where the release has crashed and was left."""
         key = (os.getpid(), self._states.path_of(name), model.label, model.sha256)
         with _beginning:
-            if key in _begun:
-                return False
-            state = self._states.load(name)
-            active, lock = state.active, None
-            if active is not None and _is_of(active, model) and not active.confirmed:
-                running = _count_running(self._starts_of(name, model))
-                if active.has_crashed(running) and self._inventory.has_way_back(name, state):
-                    self.fall_back(name, "crashed", f"started {active.starts} times in vain")
-                    return True
-                lock = FileLock(self._starts_of(name, model) / f"{unique_suffix()}.lock")
-                lock.try_acquire()
-                self._states.update(name, _if_active(model, State.started))
-            _begun[key] = lock
+            start = _begun.get(key)
+            if start is None or not start.users:
+                state = self._states.load(name)
+                if state.active and _is_of(state.active, model) and not state.active.confirmed:
+                    if start is None and self._leaves_crashed(name, model, state):
+                        return True
+                    start = self._begin_on_trial(name, model, is_first=start is None)
+                _begun[key] = start = start or _Start(FileLock(self._starts_of(name, model)))
+            start.users.add(id(self))
+            self._used.add(key)
         self._inventory.cache.touch(model.sha256)
         return False
+
+    def _leaves_crashed(self, name: str, model: Model, state: State) -> bool:
+        """Leave the release on trial if it has crashed; warn where nothing has confirmed it yet."""
+        active = state.active
+        if active is None:
+            return False
+        running = _count_running(self._starts_of(name, model))
+        if active.has_crashed(running) and self._inventory.has_way_back(name, state):
+            self.fall_back(name, "crashed", f"started {active.starts} times in vain")
+            return True
+        if active.starts + active.ends and not active.successes:
+            log.warning(
+                "%s %s is used again and nothing has confirmed it. Call notify_ready(%r) once "
+                "the app works with it.",
+                *(name, model.label, name),
+            )
+        return False
+
+    def _begin_on_trial(self, name: str, model: Model, *, is_first: bool) -> _Start:
+        lock = FileLock(self._starts_of(name, model) / f"{unique_suffix()}.lock")
+        lock.try_acquire()
+        begun = State.started if is_first else State.resumed
+        self._states.update(name, _if_active(model, begun))
+        return _Start(lock, lambda: self._note_end(name, model))
+
+    def _note_end(self, name: str, model: Model) -> None:
+        others = max(0, _count_running(self._starts_of(name, model)) - 1)
+        before = self._states.load(name).active
+        state = self._states.update(name, _if_active(model, lambda state: state.ended(others)))
+        if before and state.active and state.active.confirmed and not before.confirmed:
+            self._record("confirmed", state.active, by="starts")
 
     def _starts_of(self, name: str, model: Model) -> Path:
         """Return the folder of the locks that processes hold while they use a release on trial."""
@@ -191,6 +246,28 @@ class Trial:
         # By the latest word: a rollout may have begun after the release was installed.
         state = self._states.load(installed.manifest.model)
         self._events.record(kind, self._inventory.model(installed, ModelState.ACTIVE, state), data)
+
+
+def _end(start: _Start) -> None:
+    """Note an end in order, once; whatever hinders that, it hinders nothing else."""
+    end, start.end = start.end, None
+    if end is not None:
+        with contextlib.suppress(NightferryError, OSError):
+            end()
+        start.lock.release()
+
+
+def _end_at_exit() -> None:
+    """Note with Python's end that this process is done in order with all that it took."""
+    error = getattr(sys, "last_value", None)  # what has ended Python, if an error has
+    if isinstance(error, Exception) and not hasattr(sys, "ps1"):
+        return
+    for key, start in list(_begun.items()):
+        if key[0] == os.getpid():  # not what the process did that this one was forked from
+            _end(start)
+
+
+atexit.register(_end_at_exit)
 
 
 def _count_running(folder: Path) -> int:
