@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, connection
 from django.http import HttpResponse, JsonResponse
 
 from server import blobs
+from server.trust import queries as trust
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -21,7 +22,10 @@ def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
 
 
 def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
-    """Answer 200 when database, blob store and broker answer, else 503 naming what does not."""
+    """Answer 200 when database, blob store and broker answer, else 503 naming what does not.
+
+    ``warnings`` has a sentence for each role of the signed metadata that is about to expire.
+    """
     checks: dict[str, Callable[[], None]] = {
         "database": _check_database,
         "blob_store": _check_blobs,
@@ -30,9 +34,21 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     results = {name: _result(check) for name, check in checks.items()}
     ready = all(result == "ok" for result in results.values())
     return JsonResponse(
-        {"status": "ok" if ready else "unavailable", "checks": results},
+        {
+            "status": "ok" if ready else "unavailable",
+            "checks": results,
+            "warnings": _warnings() if results["database"] == "ok" else [],
+        },
         status=200 if ready else 503,
     )
+
+
+def _warnings() -> list[str]:
+    """Return what needs a person soon, although everything works."""
+    try:
+        return trust.alarms()
+    except DatabaseError:
+        return ["Nobody knows how long signed metadata hold: the database does not tell."]
 
 
 def _result(check: Callable[[], None]) -> str:

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from server.domain.errors import Conflict
 from server.trust import queries, roles
-from server.trust.models import MetadataFile
+from server.trust.models import Alarm, MetadataFile
 from server.trust.targets import Published, Renewed, SignedTarget
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _KEEP_EXPIRED = dt.timedelta(days=30)
+_ALARM_EVERY = dt.timedelta(days=1)
 
 
 def publish(
@@ -70,11 +71,25 @@ def publish(
     )
 
 
+def listed_targets(*, role: str) -> list[SignedTarget]:
+    """Return what a role lists now, where a key at hand has signed that; else nothing.
+
+    To be called by whoever signs: what the database holds is believed only by its signature.
+    """
+    from server.trust import repository
+    from server.trust.signers import Keyring
+
+    if not queries.is_initialised():
+        return []
+    return repository.vouched_targets(role, Keyring())
+
+
 def renew(*, now: dt.datetime | None = None) -> Renewed:
     """Sign again what has been valid for half of its life, and the timestamp every hour.
 
     Finishes what a crash left, and forgets files that expired long ago. Called by the clock;
-    without a repository it does nothing.
+    without a repository it does nothing. A role that could not be signed is overdue once it has
+    under a third of its life left; the log says so once a day.
 
     Raises:
         Conflict: ``signing_key_missing`` where the timestamp cannot be signed.
@@ -87,10 +102,11 @@ def renew(*, now: dt.datetime | None = None) -> Renewed:
         return Renewed()
     keyring = Keyring()
     overdue: list[str] = []
-    signed = repository.commit(plans.renew(keyring, overdue), keyring=keyring, now=now)
+    try:
+        signed = repository.commit(plans.renew(keyring, overdue), keyring=keyring, now=now)
+    finally:
+        _sound_alarms(now or timezone.now())
     _forget_expired(now or timezone.now())
-    if overdue:
-        log.error("metadata_overdue", roles=overdue)
     return Renewed(signed=tuple(sorted(signed)), overdue=tuple(sorted(overdue)))
 
 
@@ -122,8 +138,31 @@ def change(
     return tuple(sorted(repository.commit(plan, keyring=keys, now=now)))
 
 
-def export(*, plan: Plan, folder: Path, now: dt.datetime | None = None) -> list[Path]:
+def refound(*, plan: Plan, keyring: Keyring, now: dt.datetime | None = None) -> tuple[str, ...]:
+    """Found the repository anew, with a root that devices with the old one never accept.
+
+    What was signed before is archived and served no more. Releases keep their labels and counters.
+    Returns the roles that were signed.
+
+    Raises:
+        Conflict: ``signing_key_missing``, ``trust_not_initialised``, and what the plan raises.
+        Unavailable: ``signer_unavailable``.
+
+    """
+    from server.trust import repository, signers
+
+    change = repository.found_anew(plan, keyring=keyring, now=now)
+    log.warning("repository_refounded", root_version=change.version(roles.ROOT))
+    signers.keep_root_copy(queries.first_root(), replace=True)
+    return tuple(sorted(change.new))
+
+
+def export(
+    *, plan: Plan, folder: Path, is_anew: bool = False, now: dt.datetime | None = None
+) -> list[Path]:
     """Write what people have to sign for a plan, unsigned; nothing changes until it is brought in.
+
+    ``is_anew``: the plan is for a repository in the place of this one.
 
     Raises:
         Conflict: what the plan raises.
@@ -131,7 +170,7 @@ def export(*, plan: Plan, folder: Path, now: dt.datetime | None = None) -> list[
     """
     from server.trust import repository
 
-    drawn = repository.draw(plan, now=now)
+    drawn = (repository.draw_anew if is_anew else repository.draw)(plan, now=now)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for role in (roles.ROOT, roles.TARGETS):
@@ -219,9 +258,19 @@ def first_start_notice() -> str:
     )
 
 
+def _sound_alarms(now: dt.datetime) -> None:
+    """Log an error for each role that is about to expire, or has: once a day, whoever calls."""
+    alarming = [life for life in queries.role_lives(now) if life.is_alarming]
+    Alarm.objects.exclude(role__in=[life.role for life in alarming]).delete()
+    for life in alarming:
+        alarm, is_new = Alarm.objects.get_or_create(role=life.role, defaults={"logged_at": now})
+        if is_new or alarm.logged_at <= now - _ALARM_EVERY:
+            Alarm.objects.filter(pk=alarm.pk).update(logged_at=now)
+            log.error("metadata_about_to_expire", role=life.role, expires_at=life.expires_at)
+
+
 def _forget_expired(now: dt.datetime) -> None:
     """Delete files that no device could accept any more; roots stay, old apps start from them."""
-    current = queries.current_files().values("pk")
-    MetadataFile.objects.filter(expires_at__lt=now - _KEEP_EXPIRED).exclude(
-        role=roles.ROOT
-    ).exclude(pk__in=list(current.values_list("pk", flat=True))).delete()
+    current = list(queries.current_files().values_list("pk", flat=True))
+    expired = MetadataFile.objects.filter(expires_at__lt=now - _KEEP_EXPIRED, is_archived=False)
+    expired.exclude(role=roles.ROOT).exclude(pk__in=current).delete()

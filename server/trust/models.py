@@ -25,7 +25,8 @@ class MetadataFile(models.Model):
     """A signed file that devices may fetch: what was signed once is never changed.
 
     Files that belong together are added in one transaction; a timestamp's row is what shows the
-    others to devices.
+    others to devices. Those of a repository that was given up stay as a record and are served to
+    nobody; their versions are never used again, because caches may hold them.
     """
 
     role = models.CharField(max_length=100)
@@ -34,6 +35,7 @@ class MetadataFile(models.Model):
     sha256 = models.CharField(max_length=64)
     expires_at = models.DateTimeField()
     created_at = models.DateTimeField()
+    is_archived = models.BooleanField(default=False)
 
     class Meta:
         """A version of a role once, whoever writes."""
@@ -73,3 +75,14 @@ class Draft(models.Model):
     def __str__(self) -> str:
         """Return the name it will have."""
         return f"{self.version}.{self.role}.json"
+
+
+class Alarm(models.Model):
+    """When the log last said that a role's metadata are about to expire."""
+
+    role = models.CharField(max_length=100, unique=True)
+    logged_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        """Name the role."""
+        return self.role

@@ -5,6 +5,7 @@ A plan is carried out here (``repository.commit``) or drawn, signed elsewhere an
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from tuf.api.serialization import DeserializationError
 
 from server.domain.errors import Conflict, InvalidInput
 from server.trust import roles
-from server.trust.repository import Change, Document, Plan, missing_key
+from server.trust.repository import Change, Document, Plan, View, missing_key
 from server.trust.signers import Keyring
 from server.trust.targets import SignedTarget
 
@@ -47,6 +48,46 @@ def found(keys: Mapping[str, Sequence[Key]]) -> Plan:
         change.start(roles.TARGETS, Targets(delegations=Delegations({models.keyid: models}, {})))
 
     return plan
+
+
+def refound(begin: Plan) -> Plan:
+    """Plan another repository, begun by :func:`found` or :func:`bring_in`, with the same content.
+
+    It delegates what the present one does, and lists what the present one's keys have signed.
+
+    Raises:
+        Conflict: ``key_in_use`` where a key has signed for the present one.
+
+    """
+
+    def plan(change: Change) -> None:
+        old = Change(View.load(), change.now)
+        begin(change)
+        require_other_keys(change.root.keys | change.delegations.keys, old)
+        for role, delegated in old.delegated.items():
+            delegate(role, delegated.paths or ())(change)
+            listed = old.view[role].signed.targets if old.is_signed(role) else {}
+            change.start(role, Targets(targets=copy.deepcopy(listed)))
+
+    return plan
+
+
+def require_other_keys(keys: Iterable[str], old: Change) -> None:
+    """Raise where one of these keys, by id, signs in the repository that is given up.
+
+    Raises:
+        Conflict: ``key_in_use``.
+
+    """
+    used = {keyid: kind for kind in roles.KINDS for keyid in current_keys(old, kind)}
+    again = sorted({used[keyid] for keyid in keys if keyid in used})
+    if again:
+        message = (
+            f"The new repository needs other keys than the present one, also for"
+            f" {', '.join(again)}. Where TRUST_{again[0].upper()}_KEY or its like is set, set the"
+            " new one first."
+        )
+        raise Conflict(message, code="key_in_use")
 
 
 def list_targets(
@@ -188,7 +229,7 @@ def bring_in(documents: Sequence[bytes]) -> Plan:
 def renew(keyring: Keyring, overdue: list[str]) -> Plan:
     """Plan to sign again what has been valid for half of its life, the timestamp every hour.
 
-    What is due and has no key here is added to ``overdue``.
+    What has no key here and under a third of its life left is added to ``overdue``.
 
     Raises:
         Conflict: ``signing_key_missing`` for the timestamp.
@@ -208,7 +249,8 @@ def renew(keyring: Keyring, overdue: list[str]) -> Plan:
         if roles.SNAPSHOT not in signable:
             # What a new snapshot would have to name waits; the timestamp must not.
             signable &= {roles.ROOT, roles.TIMESTAMP}
-        overdue.extend(role for role in due if role not in signable)
+        left_over = (role for role in due if role not in signable)
+        overdue.extend(role for role in left_over if _is_alarming(change, role))
         for role in due:
             if role in signable:
                 change.renew(role)
@@ -232,6 +274,11 @@ def _is_due(change: Change, role: str) -> bool:
     return left < life * _RENEW_BELOW
 
 
+def _is_alarming(change: Change, role: str) -> bool:
+    left = change.view.stored[role].expires_at - change.now
+    return left < roles.life_of(role) * roles.ALARM_BELOW
+
+
 def _replace(root: Root, kind: str, keys: Sequence[Key]) -> None:
     kept = {key.keyid for key in keys}
     for keyid in [keyid for keyid in root.roles[kind].keyids if keyid not in kept]:
@@ -250,7 +297,7 @@ def _require_next(change: Change, role: str, document: Document) -> None:
     if role not in (roles.ROOT, roles.TARGETS):
         message = f"Only root and targets are signed elsewhere, not {role}."
         raise InvalidInput(message, code="invalid_metadata")
-    expected = change.version(role) + 1 if role in change.view else 1
+    expected = change.next_version(role)
     if document.signed.version != expected:
         message = (
             f"This is version {document.signed.version} of {role}, and the next is {expected}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import Max, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from server.domain.errors import Conflict
@@ -12,24 +12,28 @@ from server.trust import roles
 from server.trust.models import MetadataFile
 from server.trust.targets import RoleLife
 
-_ALARM_BELOW = 1 / 3
-
 
 def is_initialised() -> bool:
     """Whether there is a root."""
-    return MetadataFile.objects.filter(role=roles.ROOT).exists()
+    return _files().filter(role=roles.ROOT).exists()
 
 
 def metadata_file(name: str) -> bytes | None:
-    """Return a signed file by the name that devices ask for, such as ``3.root.json``."""
+    """Return a signed file by the name that devices ask for, such as ``3.root.json``.
+
+    ``1.root.json`` is what devices ask for that have no root: the oldest there is, which has a
+    higher version where the repository was founded anew.
+    """
     found = roles.split_name(name)
     if found is None:
         return None
     role, version = found
-    files = MetadataFile.objects.filter(role=role)
-    if version is not None:
+    files = _files().filter(role=role).order_by("-version")
+    if (role, version) == (roles.ROOT, 1):
+        files = files.reverse()
+    elif version is not None:
         files = files.filter(version=version)
-    row = files.order_by("-version").values_list("content", flat=True).first()
+    row = files.values_list("content", flat=True).first()
     return None if row is None else bytes(row)
 
 
@@ -68,8 +72,8 @@ def alarms(now: dt.datetime | None = None) -> list[str]:
 
 def current_files() -> QuerySet[MetadataFile]:
     """Return the newest file of each role."""
-    newest = MetadataFile.objects.filter(role=OuterRef("role")).order_by("-version")
-    return MetadataFile.objects.filter(version=Subquery(newest.values("version")[:1]))
+    newest = _files().filter(role=OuterRef("role")).order_by("-version")
+    return _files().filter(version=Subquery(newest.values("version")[:1]))
 
 
 def current_versions() -> dict[str, int]:
@@ -79,12 +83,27 @@ def current_versions() -> dict[str, int]:
 
 def model_roles() -> list[str]:
     """Return the roles of models."""
-    known = MetadataFile.objects.exclude(role__in=roles.TOP_LEVEL).order_by("role")
+    known = _files().exclude(role__in=roles.TOP_LEVEL).order_by("role")
     return list(known.values_list("role", flat=True).distinct())
 
 
+def used_versions() -> dict[str, int]:
+    """Return the highest version that was ever signed of each role, in any repository."""
+    highest = MetadataFile.objects.order_by().values_list("role").annotate(Max("version"))
+    return dict(highest)
+
+
+def count_archived() -> int:
+    """Return how many files of repositories that were given up are kept."""
+    return MetadataFile.objects.filter(is_archived=True).count()
+
+
+def _files() -> QuerySet[MetadataFile]:
+    return MetadataFile.objects.filter(is_archived=False)
+
+
 def _root(order: str) -> bytes:
-    files = MetadataFile.objects.filter(role=roles.ROOT).order_by(order)
+    files = _files().filter(role=roles.ROOT).order_by(order)
     row = files.values_list("content", flat=True).first()
     if row is None:
         message = "There is no root yet: `python manage.py trust init` makes one."
@@ -94,7 +113,7 @@ def _root(order: str) -> bytes:
 
 def _life(role: str, version: int, expires_at: dt.datetime, now: dt.datetime) -> RoleLife:
     left = max((expires_at - now) / roles.life_of(role), 0.0)
-    return RoleLife(role, version, expires_at, left, is_alarming=left < _ALARM_BELOW)
+    return RoleLife(role, version, expires_at, left, is_alarming=left < roles.ALARM_BELOW)
 
 
 def _say(life: RoleLife) -> str:

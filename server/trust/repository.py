@@ -38,7 +38,9 @@ from tuf.api.serialization.json import JSONSerializer
 from server.domain.errors import Conflict, Unavailable
 from server.trust import queries, roles
 from server.trust.models import Draft, MetadataFile, Repository
+from server.trust.signals import refounded
 from server.trust.signers import Keyring
+from server.trust.targets import SignedTarget
 
 Document = Metadata[Any]
 Plan = Callable[["Change"], None]
@@ -63,6 +65,8 @@ class View:
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self.stored = stored
+        # Where a role begins again, its version goes on: caches keep files by their name for ever.
+        self.used = queries.used_versions()
         self._parsed: dict[str, Document] = {}
 
     @classmethod
@@ -129,10 +133,15 @@ class Change:
         return self.delegations.roles or {}
 
     def start(self, role: str, signed: Root | Targets | Snapshot | Timestamp) -> Document:
-        """Begin a role with its version 1."""
+        """Begin a role with the first version that was never used."""
+        signed.version = self.next_version(role)
         signed.expires = _expiry(role, self.now)
         self.new[role] = Metadata(signed)
         return self.new[role]
+
+    def next_version(self, role: str) -> int:
+        """Return the version that follows on what was ever signed of a role."""
+        return self.view.used.get(role, 0) + 1
 
     def renew(self, role: str) -> Document:
         """Begin the next version of a role, with the same content and a whole life before it."""
@@ -189,6 +198,11 @@ class Change:
         document = self.latest(role)
         keys = self.signing_keys(role)
         return {keyid for keyid, key in keys.items() if _verifies(document, keyid, key)}
+
+    def is_own(self, role: str, keyring: Keyring) -> bool:
+        """Whether a key at hand has signed the stored version of a role."""
+        document, keys = self.view[role], self.signing_keys(role)
+        return any(_verifies(document, keyid, keys[keyid]) for keyid in self.at_hand(role, keyring))
 
     def at_hand(self, role: str, keyring: Keyring) -> set[str]:
         """Return the keys of a role that could sign now."""
@@ -264,6 +278,42 @@ def draw(plan: Plan, *, now: dt.datetime | None = None) -> Change:
     plan(change)
     if change.new:
         change.close()
+    return change
+
+
+def found_anew(plan: Plan, *, keyring: Keyring, now: dt.datetime | None = None) -> Change:
+    """Put a repository of other keys in the place of the one there is, which is archived.
+
+    All of it in one transaction: no device can have seen any of the new signatures before.
+
+    Raises:
+        Conflict: ``signing_key_missing``, ``trust_not_initialised``, and what the plan raises.
+        Unavailable: ``signer_unavailable``.
+
+    """
+    with locked():
+        old = queries.trusted_root()
+        change = draw_anew(plan, now=now)
+        missing = [role for role in change.new if not change.sign(role, keyring)]
+        if missing:
+            raise missing_key(missing[0])
+        MetadataFile.objects.update(is_archived=True)
+        Draft.objects.all().delete()
+        for role, document in change.new.items():
+            _store(role, document, change.now)
+        refounded.send(
+            sender=None,
+            old_root=hashlib.sha256(old).hexdigest(),
+            new_root=hashlib.sha256(serialize(change.new[roles.ROOT])).hexdigest(),
+        )
+    return change
+
+
+def draw_anew(plan: Plan, *, now: dt.datetime | None = None) -> Change:
+    """Return the first files of a repository in the place of the one there is."""
+    change = Change(View({}), _moment(now))
+    plan(change)
+    change.close()
     return change
 
 
@@ -391,6 +441,22 @@ def _expiry(role: str, now: dt.datetime) -> dt.datetime:
 
 def _moment(now: dt.datetime | None) -> dt.datetime:
     return now or timezone.now()
+
+
+def vouched_targets(role: str, keyring: Keyring) -> list[SignedTarget]:
+    """Return what the stored version of a role lists, where a key at hand has signed it."""
+    change = Change(View.load(), _moment(None))
+    if role not in change.view or not change.is_own(role, keyring):
+        return []
+    return [
+        SignedTarget(
+            path=path,
+            sha256=file.hashes["sha256"],
+            size_bytes=file.length,
+            custom=file.unrecognized_fields["custom"],
+        )
+        for path, file in change.view[role].signed.targets.items()
+    ]
 
 
 def require_at_hand(role: str, keyring: Keyring) -> None:

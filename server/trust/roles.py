@@ -20,6 +20,9 @@ TOP_LEVEL: Final = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
 KINDS: Final = (ROOT, TARGETS, MODELS, SNAPSHOT, TIMESTAMP)
 ONLINE: Final = (MODELS, SNAPSHOT, TIMESTAMP)
 
+# Something is wrong where less than this part of a role's life is left.
+ALARM_BELOW: Final = 1 / 3
+
 _LIVES: Final = {
     ROOT: dt.timedelta(days=365),
     TARGETS: dt.timedelta(days=180),

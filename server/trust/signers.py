@@ -194,9 +194,12 @@ def make_embedded_keys() -> dict[str, list[Path]]:
         return {kind: files_of(kind) for kind in roles.KINDS}
 
 
-def keep_root_copy(content: bytes) -> None:
+def keep_root_copy(content: bytes, *, replace: bool = False) -> None:
     """Put the first root beside the keys it belongs to: they must never serve another one."""
     folder = settings.TRUST_KEYS
+    if replace:
+        with _writable(folder):
+            (folder / _ROOT_COPY).unlink(missing_ok=True)
     if folder.is_dir() and not (folder / _ROOT_COPY).exists():
         with _writable(folder), contextlib.suppress(FileExistsError):
             _write(folder / _ROOT_COPY, content, 0o644)

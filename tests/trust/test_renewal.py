@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
+from django.test import Client
 from django.utils import timezone
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from server.domain.errors import Conflict
 from server.trust import actions, queries, roles
 from server.trust.metrics import MetadataLives
 from server.trust.models import MetadataFile
+from tests.support.server import ROOT
 from tests.trust.device import Device, look
 from tests.trust.factories import make_target, publish
 
@@ -77,7 +81,9 @@ def test_a_missing_key_holds_up_its_own_role_only(
     for path in [*settings.TRUST_KEYS.glob("targets-*"), *settings.TRUST_KEYS.glob("root-*")]:
         path.unlink()
 
-    later = now + dt.timedelta(days=100)
+    renewed = actions.renew(now=now + dt.timedelta(days=100))
+    assert (renewed.signed, renewed.overdue) == ((ROLE, "snapshot", "timestamp"), ())
+    later = now + dt.timedelta(days=125)
     renewed = actions.renew(now=later)
 
     assert renewed.signed == (ROLE, "snapshot", "timestamp")
@@ -107,6 +113,47 @@ def test_an_alarm_sounds_under_a_third_of_a_life() -> None:
     assert lives["timestamp"].fraction_left == pytest.approx(7 / 24, abs=0.001)
     assert "timestamp expire at" in queries.alarms(later)[0]
     assert "expired" in queries.alarms(now + dt.timedelta(days=2))[0]
+
+
+def test_the_log_says_once_a_day_what_is_about_to_expire(settings: SettingsWrapper) -> None:
+    now = timezone.now()
+    publish(make_target(), now=now)
+    for path in settings.TRUST_KEYS.glob("targets-*"):
+        path.unlink()
+
+    with capture_logs() as logs:
+        for hour in range(100 * 24, 123 * 24, 6):
+            actions.renew(now=now + HOUR * hour)
+
+    said = [(entry["log_level"], entry["role"]) for entry in logs if "role" in entry]
+    assert said == [("error", "targets")] * 3
+    response = Client().get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["warnings"] == []
+
+
+def test_readiness_warns_of_what_expires_and_does_not_fail() -> None:
+    publish(make_target(), now=timezone.now() - dt.timedelta(hours=17))
+
+    response = Client().get("/readyz")
+
+    assert response.status_code == 200
+    (warning,) = response.json()["warnings"]
+    assert "Metadata of timestamp expire at" in warning
+
+
+def test_prometheus_sounds_its_alarms_at_the_same_moments() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus-alerts.yml").read_text())["groups"][0][
+        "rules"
+    ]
+    gauge = "nightferry_metadata_expires_seconds"
+    text = " ".join(rule["expr"] for rule in rules)
+
+    for role in (*roles.TOP_LEVEL, ROLE):
+        matcher = 'role=~"model-.+"' if role == ROLE else f'role="{role}"'
+        seconds = int(roles.life_of(role).total_seconds() / 3)
+        assert f"{gauge}{{{matcher}}} < {seconds}" in text
+    assert f"absent({gauge})" in text
 
 
 def test_files_that_expired_long_ago_are_forgotten_but_no_root() -> None:

@@ -38,6 +38,9 @@ class Command(BaseCommand):
 
         verb("status", self._status, "Show every role, until when it holds, and where its key is.")
         _add_init(verb("init", self._init, _INIT))
+        refound = verb("refound", self._refound, _REFOUND)
+        _add_init(refound)
+        refound.add_argument("--signed", type=Path, nargs=2, metavar="FILE", help=_SIGNED)
         keygen = verb("keygen", self._keygen, "Make one key, on any machine; no database is used.")
         keygen.add_argument("kind", choices=roles.KINDS)
         keygen.add_argument("--output", type=Path, required=True, metavar="FOLDER")
@@ -90,6 +93,8 @@ class Command(BaseCommand):
         self.stdout.write("")
         for kind in roles.KINDS:
             self.stdout.write(f"{kind + ' key':<16} {signers.where(kind)}")
+        if archived := queries.count_archived():
+            self.stdout.write(f"{archived} files of an earlier repository are kept as a record.")
         for sentence in queries.alarms():
             self.stdout.write(self.style.ERROR(sentence))
 
@@ -106,15 +111,9 @@ class Command(BaseCommand):
     def _init(self, options: dict[str, Any]) -> None:
         from server.trust import plans, signers
 
-        given = _read_given(options["public"])
-        made = _make_missing(options["keys"] or settings.TRUST_KEYS, given)
-        files = [path for paths in made.values() for path in paths]
-        keys = {
-            kind: [*given.get(kind, []), *map(signers.read_public, made.get(kind, []))]
-            for kind in roles.KINDS
-        }
-        for path in files:
-            self.stdout.write(f"made  {path}")
+        given, folder = _read_given(options["public"]), options["keys"] or settings.TRUST_KEYS
+        _require_room(folder, given)
+        keys, files = self._make_missing(folder, given)
         plan = plans.found(keys)
         if options["export"]:
             self._say_exported(actions.export(plan=plan, folder=options["export"]))
@@ -127,6 +126,70 @@ class Command(BaseCommand):
             " models, snapshot and timestamp to the workers, and put the root into apps"
             " (`trust root`). docs/keys.md tells how."
         )
+
+    def _refound(self, options: dict[str, Any]) -> None:
+        from server.trust import plans, repository
+
+        queries.trusted_root()
+        if options["signed"]:
+            plan = plans.bring_in([path.read_bytes() for path in options["signed"]])
+            self._carry_out_anew(plan, options["key"])
+            return
+        given = _read_given(options["public"])
+        used = [key.keyid for keys in given.values() for key in keys]
+        plans.require_other_keys(used, repository.draw(lambda _: None))
+        if not options["export"]:
+            self._confirm()
+        keys, files = self._make_missing(options["keys"] or settings.TRUST_KEYS, given)
+        plan = plans.found(keys)
+        if options["export"]:
+            plan = plans.refound(plan)
+            written = actions.export(plan=plan, folder=options["export"], is_anew=True)
+            self._say_exported(written, "refound --signed")
+            return
+        self._carry_out_anew(plan, [*files, *options["key"]], is_confirmed=True)
+
+    def _carry_out_anew(
+        self, begin: Plan, keys: Sequence[Path], *, is_confirmed: bool = False
+    ) -> None:
+        from server.trust import plans, signers
+
+        if not is_confirmed:
+            self._confirm()
+        keyring = signers.Keyring(keys, passphrase=_ask)
+        self._say_changed(actions.refound(plan=plans.refound(begin), keyring=keyring))
+        self.stdout.write(_REFOUNDED)
+
+    def _confirm(self) -> None:
+        """Have a person type what is about to happen."""
+        self.stdout.write(_BEFORE_REFOUNDING)
+        try:
+            typed = input(f'Type "{_CONFIRMATION}" to go on: ')
+        except EOFError:
+            typed = ""
+        if typed.strip() != _CONFIRMATION:
+            message = "Nothing was changed."
+            raise CommandError(message)
+
+    def _make_missing(
+        self, folder: Path, given: Mapping[str, list[Key]]
+    ) -> tuple[dict[str, list[Key]], list[Path]]:
+        """Make the keys that were not given; return all public keys, and the files made."""
+        from server.trust.signers import make_key, read_public
+
+        made = {
+            kind: [make_key(folder, kind) for _ in range(3 if kind == roles.ROOT else 1)]
+            for kind in roles.KINDS
+            if kind not in given
+        }
+        files = [path for paths in made.values() for path in paths]
+        for path in files:
+            self.stdout.write(f"made  {path}")
+        keys = {
+            kind: [*given.get(kind, []), *map(read_public, made.get(kind, []))]
+            for kind in roles.KINDS
+        }
+        return keys, files
 
     def _keygen(self, options: dict[str, Any]) -> None:
         from server.trust import signers
@@ -228,13 +291,13 @@ class Command(BaseCommand):
         for role in changed:
             self.stdout.write(f"signed  {versions[role]}.{role}.json")
 
-    def _say_exported(self, files: Sequence[Path]) -> None:
+    def _say_exported(self, files: Sequence[Path], verb: str = "import") -> None:
         for path in files:
             self.stdout.write(f"to be signed  {path}")
         names = " ".join(str(path) for path in files)
         self.stdout.write(
             "Sign each where its keys are: `python manage.py trust sign FILE --key KEY`. Then:"
-            f" `python manage.py trust import {names}`"
+            f" `python manage.py trust {verb} {names}`"
             if files
             else "Nothing has to be signed."
         )
@@ -243,6 +306,30 @@ class Command(BaseCommand):
 _INIT = (
     "Make the repository: keys and the first root, two of whose three keys sign. Refuses where"
     " there is one already, and never writes over a key."
+)
+_REFOUND = (
+    "Found the repository anew, with other keys and another root, for when two of three root keys"
+    " are lost or stolen. Apps that carry the present root can never follow: they keep their"
+    " models. Asks before it does anything."
+)
+_SIGNED = "root and targets that `refound --export` wrote, signed; the new keys must be in place"
+_CONFIRMATION = "leave old apps behind"
+_BEFORE_REFOUNDING = (
+    "A new repository takes the place of the present one, at the same address.\n"
+    "  Apps that carry the present root, or one before it, keep the models that they have and\n"
+    "  install nothing more, for ever: whoever holds two of its keys could make them. They need\n"
+    "  an update from their store. The two kinds of apps cannot share this server.\n"
+    "  Releases, their labels and counters stay, and what channels serve is signed anew.\n"
+    "  What was signed so far is archived in the database, and served no more.\n"
+    "Back up the database first."
+)
+_REFOUNDED = (
+    "The repository is founded anew. Now:\n"
+    "    1. Put the new root into the app and ship it: python manage.py trust root --output FILE\n"
+    "    2. Move the new keys of root and targets offline, and delete the old keys.\n"
+    "    3. Where keys come from the environment, restart the workers with the new ones.\n"
+    "    4. Where a CDN stands before this server, have it forget /api/v1/metadata/1.root.json.\n"
+    "    5. Back up the database."
 )
 _ENSURE = (
     "Make keys and a root where nothing is configured and none was made yet, as the first start"
@@ -321,18 +408,14 @@ def _read_given(pairs: Sequence[str]) -> dict[str, list[Key]]:
     return given
 
 
-def _make_missing(folder: Path, given: Mapping[str, Any]) -> dict[str, list[Path]]:
-    """Make the keys that were not given; refuse a folder where somebody's keys lie."""
-    from server.trust.signers import make_key
-
+def _require_room(folder: Path, given: Mapping[str, Any]) -> None:
+    """Refuse a second repository, and a folder where somebody's keys lie."""
     if queries.is_initialised():
-        message = "There is a repository already; a second root would lock every device out."
+        message = (
+            "There is a repository already; a second root would lock every device out. Where two of"
+            " its root keys are lost or stolen, see `trust refound`."
+        )
         raise CommandError(message)
-    missing = [kind for kind in roles.KINDS if kind not in given]
-    if missing and folder.exists() and any(folder.glob("*.pem")):
+    if len(given) < len(roles.KINDS) and folder.exists() and any(folder.glob("*.pem")):
         message = f"{folder} holds keys already. Name an empty folder with --keys."
         raise CommandError(message)
-    return {
-        kind: [make_key(folder, kind) for _ in range(3 if kind == roles.ROOT else 1)]
-        for kind in missing
-    }
