@@ -202,9 +202,9 @@ class _Share:
 
     def _check(self, lives: list[Life]) -> None:
         """Bring everybody to rest, then ask once more: nothing may be new."""
-        for _ in range(2):
-            self._each(lives, _poll_and_open)
-        self._each(lives, self._flush)
+        restless = [life for life in lives if not life.installation.is_at_rest()]
+        self._each(restless, _poll_and_open)
+        self._each(restless, self._flush)
         before = self._transport.traffic
         self._transport.traffic = Traffic()
         self._each(lives, lambda life: life.installation.poll())

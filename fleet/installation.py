@@ -168,6 +168,11 @@ class Installation:
         enrolment = offered.enrolment
         return offered.label, f"{enrolment.rollout}:{enrolment.arm}" if enrolment else ""
 
+    def is_at_rest(self) -> bool:
+        """Tell whether it runs what it was offered last."""
+        state = self._states.load(self._place.model)
+        return state.offered is not None and state.pending() is None
+
     def running(self) -> str:
         """Return the label in use, empty for none."""
         return self._inventory.label(self._place.model)
