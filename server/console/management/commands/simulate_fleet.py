@@ -55,6 +55,11 @@ class Command(BaseCommand):
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
 
     def handle(self, *args: Any, **options: Any) -> None:  # noqa: ARG002
+        if not (Path(settings.BASE_DIR) / _PROGRAM).is_dir():
+            raise CommandError(
+                "The simulator is part of the source tree and of no image; run this in a checkout,"
+                " with DATABASE_URL set to the server's."
+            )
         user = get_user_model().objects.filter(is_superuser=True, is_active=True).first()
         if user is None:
             raise CommandError("There is no superuser yet to act for; run createsuperuser.")
