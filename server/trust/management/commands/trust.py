@@ -308,8 +308,8 @@ _INIT = (
     " there is one already, and never writes over a key."
 )
 _REFOUND = (
-    "Found the repository anew, with other keys and another root, for when two of three root keys"
-    " are lost or stolen. Apps that carry the present root can never follow: they keep their"
+    "Found the repository anew, with other keys and another root, for when you hold less than two"
+    " of three root keys, or a thief signed with two. Apps that carry the present root can never follow: they keep their"
     " models. Asks before it does anything."
 )
 _SIGNED = "root and targets that `refound --export` wrote, signed; the new keys must be in place"
