@@ -428,6 +428,93 @@ def test_an_unsigned_list_revokes_nothing_and_a_signed_one_does_also_after_304(
         assert left["data"]["reason"] == "revoked"
 
 
+@pytest.mark.parametrize(
+    ("leave", "error"),
+    [
+        (lambda server: server.offer_nothing(NAME), None),
+        (lambda server: server.retire(NAME), nightferry.ModelRetiredError),
+        (
+            lambda server: server.inject(Fault("update", status=404, body=b"{}")),
+            nightferry.UnknownModelError,
+        ),
+    ],
+    ids=["204", "410", "404"],
+)
+def test_a_recall_counts_with_the_next_look_whatever_the_answer(
+    server: FakeServer, client: ModelClient, content: bytes, leave: Callable, error: type | None
+) -> None:
+    server.publish(NAME, content, LABELS)
+    model = client.sync(NAME)
+    server.revoke(NAME, model.sha256)
+    leave(server)
+    if error is None:
+        assert client.check_for_update(NAME) is None
+    else:
+        with pytest.raises(error):
+            client.check_for_update(NAME)
+    assert client.status(NAME).current is None
+    assert not model.path.exists()
+
+
+def test_what_has_lain_ready_for_long_is_not_used_before_the_policy_is_known(
+    make_client: ClientFactory, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    with FakeServer(now=clock) as server:
+        client = make_client(server=server, timing=quick_timing(now=clock))
+        server.publish(NAME, content, LABELS)
+        client.sync(NAME)
+        server.publish(NAME, content[:1000], LABELS)
+        staged = client.fetch_update(NAME)
+        clock.now += 13 * HOUR_S
+        monkeypatch.setenv("NIGHTFERRY_OFFLINE", "1")
+        offline = make_client(server=server, timing=quick_timing(now=clock))
+        assert offline.get_model(NAME, DownloadType.LOCAL_MODEL).label == "v1"
+        assert offline.activate(NAME).label == "v1", "nobody knows whether it was recalled"
+        monkeypatch.delenv("NIGHTFERRY_OFFLINE")
+        server.revoke(NAME, staged.sha256)
+        assert client.activate(NAME).label == "v1"
+        assert client.status(NAME).staged is None
+        server.publish(NAME, content[:2000], LABELS)
+        client.fetch_update(NAME)
+        clock.now += 13 * HOUR_S
+        assert client.activate(NAME).label == "v3"
+
+
+def test_bytes_that_came_damaged_are_fetched_again_for_ever(
+    make_client: ClientFactory, content: bytes
+) -> None:
+    clock = Clock()
+    with FakeServer(now=clock) as server:
+        client = make_client(server=server, timing=quick_timing(now=clock))
+        server.publish(NAME, content, LABELS)
+        client.sync(NAME)
+        server.publish(NAME, content[:1000], LABELS)
+        for wait_s, span in ((HOUR_S, "an hour"), (24 * HOUR_S, "a day"), (24 * HOUR_S, "a day")):
+            server.inject(Fault("artifact", flip=5))
+            with pytest.raises(nightferry.IntegrityError):
+                client.sync(NAME)
+            assert span in client.status(NAME).held_back
+            clock.now += wait_s - 60
+            assert client.sync(NAME).label == "v1"
+            clock.now += 61
+        assert client.sync(NAME).label == "v2"
+
+
+def test_where_there_is_no_model_none_is_given_up(
+    make_client: ClientFactory, content: bytes
+) -> None:
+    clock = Clock()
+    with FakeServer(now=clock) as server:
+        client = make_client(server=server, timing=quick_timing(now=clock))
+        server.publish(NAME, content, LABELS)
+        client.sync(NAME)
+        for _ in range(2):
+            client.report_failure(NAME, "bad")
+            clock.now += 25 * HOUR_S
+            assert client.sync(NAME).label == "v1"
+
+
 def test_an_honest_answer_mends_what_is_remembered_of_the_release_in_use(
     server: FakeServer, make_client: ClientFactory, cache_dir: Path, content: bytes
 ) -> None:

@@ -349,10 +349,13 @@ class ModelClient:
     def activate(self, name: str) -> Model:
         """Put the staged model in use, or the embedded one if the server wants that.
 
-        Without either, what is in use stays and is returned. Raises NoModelError where there is
+        Without either, what is in use stays and is returned; also where the signed metadata are
+        older than 12 hours and cannot be brought up to date. Raises NoModelError where there is
         nothing to use.
         """
-        self._trial.activate(_checked("model", name))
+        state = self._inventory.states.load(_checked("model", name))
+        if state.staged is None or self._updates.bring_policy_in(name):
+            self._trial.activate(name)
         return self._inventory.required(name)
 
     def sync(self, name: str) -> Model | None:

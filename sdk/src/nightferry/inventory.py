@@ -69,12 +69,19 @@ class Inventory:
         """Return the model in use; raise NoModelError where there is none."""
         model = self.current(name)
         if model is None:
-            held_back = self.states.load(name).held_back(self._now())
+            held_back = self.states.load(name).held_back(self._now(), has_model=False)
             because = f" Of the server's offer, {held_back}." if held_back else ""
             raise NoModelError(
                 f"There is no model {name!r}: none installed, none embedded.{because}"
             )
         return model
+
+    def has_model(self, name: str) -> bool:
+        """Tell whether there is a model to use."""
+        try:
+            return self.current(name) is not None
+        except EmbeddedModelError:
+            return False
 
     def label(self, name: str) -> str:
         """Return the label to tell the server: empty for nothing, or for a file without one."""
@@ -116,7 +123,7 @@ class Inventory:
             previous_label=state.previous.manifest.label if state.previous else None,
             pinned_labels=tuple(installed.manifest.label for installed in state.pinned),
             offered_label=state.offered.label if state.offered else None,
-            held_back=state.held_back(self._now()),
+            held_back=state.held_back(self._now(), has_model=self.has_model(name)),
             checked_at=state.checked_at,
             refreshed_at=state.refreshed_at,
             last_transfer=state.transfer,

@@ -22,12 +22,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from nightferry.errors import IntegrityError
 from nightferry.manifest import Kind, Manifest
 
 if TYPE_CHECKING:
     from nightferry.models import Transfer
 
+REFRESH_AFTER_S = 12 * 3600
+"""At least this often a device brings its metadata up to date, so that it notices a freeze."""
 HOLD_BACK_S = 24 * 3600
+DAMAGED_HOLD_BACK_S = 3600
+"""After bytes that came damaged for the first time; after that, a day each time."""
 MAX_TRIES = 2
 MAX_STARTS = 2
 """So many processes may begin to use a release on trial without a good prediction."""
@@ -115,13 +120,22 @@ class Installed:
 
 @dataclass(frozen=True)
 class Failure:
-    """A release that failed here: it is left alone for a day, tried once more, then no more."""
+    """A release that failed here: it is left alone for a day, tried once more, then no more.
+
+    Bytes that came damaged speak against the line, not the release: they are counted apart, and
+    fetched again for ever, after an hour and then once a day.
+    """
 
     label: str
     sha256: str
     code: str
     failed_at: float
     count: int
+
+    @property
+    def is_of_the_line(self) -> bool:
+        """Tell whether the bytes came damaged."""
+        return self.code == IntegrityError.code
 
 
 @dataclass(frozen=True)
@@ -168,8 +182,16 @@ class State:
         ordered = pending is not None and pending.kind is Kind.ROLLBACK_TO_EMBEDDED
         return ordered and self.embedded_ordered
 
-    def held_back(self, now: float) -> str | None:
-        """Say why what is on offer is not installed automatically, or return None."""
+    def is_informed(self, now: float) -> bool:
+        """Tell whether the signed metadata were brought up to date of late."""
+        at = self.refreshed_at
+        return at is not None and 0 <= now - at < REFRESH_AFTER_S
+
+    def held_back(self, now: float, *, has_model: bool = True) -> str | None:
+        """Say why what is on offer is not installed automatically, or return None.
+
+        Where there is no model at all, none is given up for good.
+        """
         offered = self.pending()
         if offered is None:
             return None
@@ -180,7 +202,9 @@ class State:
             return f"{offered.label} is revoked"
         for failure in self.failures:
             if failure.label == offered.label and failure.sha256 == sha256:
-                return _hold_back_reason(failure, now)
+                reason = _hold_back_reason(failure, now, has_model=has_model)
+                if reason is not None:
+                    return reason
         return None
 
     def kept(self) -> tuple[Installed, ...]:
@@ -431,9 +455,10 @@ class State:
         return previous if previous.confirmed else active
 
     def _with_failure(self, label: str, sha256: str, code: str, now: float) -> State:
-        count = 1 + sum(f.count for f in self.failures if (f.label, f.sha256) == (label, sha256))
-        others = tuple(f for f in self.failures if (f.label, f.sha256) != (label, sha256))
-        failure = Failure(label, sha256, code, now, count)
+        failure = Failure(label, sha256, code, now, 1)
+        alike = tuple(f for f in self.failures if _key(f) == _key(failure))
+        others = tuple(f for f in self.failures if f not in alike)
+        failure = replace(failure, count=1 + sum(f.count for f in alike))
         return replace(self, failures=(*others, failure)[-_MAX_FAILURES_KEPT:])
 
 
@@ -454,10 +479,16 @@ def _unless_in(installed: Installed | None, hashes: frozenset[str]) -> Installed
     return None if installed is None or installed.sha256 in hashes else installed
 
 
-def _hold_back_reason(failure: Failure, now: float) -> str | None:
-    if failure.count >= MAX_TRIES:
+def _hold_back_reason(failure: Failure, now: float, *, has_model: bool) -> str | None:
+    if failure.count >= MAX_TRIES and has_model and not failure.is_of_the_line:
         return f"{failure.label} failed {failure.count} times here ({failure.code})"
+    is_first_damage = failure.is_of_the_line and failure.count == 1
+    wait_s, span = (DAMAGED_HOLD_BACK_S, "an hour") if is_first_damage else (HOLD_BACK_S, "a day")
     # A clock that went back must not hold a release back for ever.
-    if 0 <= now - failure.failed_at < HOLD_BACK_S:
-        return f"{failure.label} failed here ({failure.code}) less than a day ago"
+    if 0 <= now - failure.failed_at < wait_s:
+        return f"{failure.label} failed here ({failure.code}) less than {span} ago"
     return None
+
+
+def _key(failure: Failure) -> tuple[str, str, bool]:
+    return failure.label, failure.sha256, failure.is_of_the_line

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nightferry import log
-from nightferry.errors import EmbeddedModelError, NightferryError
+from nightferry.errors import NightferryError
 from nightferry.files import FileLock, remove, unique_suffix
 from nightferry.models import ActivationMode, Model, ModelState
 from nightferry.state import Installed, State
@@ -71,12 +71,15 @@ class Trial:
     def take(self, name: str) -> Model | None:
         """Return the model to run now, which this process begins to use with that; None for none.
 
-        What is ready comes into use first, where the mode says so, and what crashed goes.
+        What is ready comes into use first, where the mode says so, and what crashed goes. What
+        has lain ready for long waits until the signed metadata are up to date again: it may have
+        been recalled.
         Raises EmbeddedModelError where only the embedded model is left and it is unusable.
         """
         state = self._states.load(name)
         is_ready = state.staged is not None and state.staged.is_ready
-        if self._mode is not ActivationMode.MANUAL and (is_ready or state.wants_embedded()):
+        may = is_ready and state.is_informed(self._timing.now())
+        if self._mode is not ActivationMode.MANUAL and (may or state.wants_embedded()):
             self.activate(name)
         for _ in range(3):  # the active release and the one before it may both have crashed
             model = self._inventory.current(name)
@@ -93,7 +96,7 @@ class Trial:
         is_urgent = state.wants_embedded() or bool(state.staged and state.staged.mandatory)
         may = self._mode is not ActivationMode.MANUAL
         now = self._mode is ActivationMode.IMMEDIATE or at_once or is_urgent
-        if (may and now) or not self._has_model(name):
+        if (may and now) or not self._inventory.has_model(name):
             self.activate(name)
 
     def activate(self, name: str) -> None:
@@ -235,12 +238,6 @@ class Trial:
         if self._inventory.is_usable(state.staged, state):
             return state.activated()
         return replace(state, staged=None).settled()
-
-    def _has_model(self, name: str) -> bool:
-        try:
-            return self._inventory.current(name) is not None
-        except EmbeddedModelError:
-            return False
 
     def _record(self, kind: str, installed: Installed, **data: object) -> None:
         # By the latest word: a rollout may have begun after the release was installed.

@@ -34,6 +34,7 @@ from nightferry.errors import (
     WrongVariantError,
 )
 from nightferry.manifest import parse_manifest
+from nightferry.state import REFRESH_AFTER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from nightferry.metadata import MetadataStore
     from nightferry.timing import Timing
     from nightferry.transport import Transport
-
-REFRESH_AFTER_S = 12 * 3600
-"""At least this often a device brings its metadata up to date, so that it notices a freeze."""
 
 _ARTIFACTS = "/api/v1/artifacts/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")

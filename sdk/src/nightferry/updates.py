@@ -20,6 +20,7 @@ from nightferry.errors import (
     EmbeddedModelError,
     IntegrityError,
     InvalidManifestError,
+    ModelRetiredError,
     NetworkError,
     NightferryError,
     NoTrustedRootError,
@@ -27,11 +28,19 @@ from nightferry.errors import (
     SelfTestUnrunnableError,
     TargetUnlistedError,
     TrustError,
+    UnknownModelError,
 )
 from nightferry.manifest import Document, Kind, Manifest, parse_manifest
 from nightferry.models import DownloadConditions, ModelState, Update
-from nightferry.state import MAX_TESTS, Installed, Phase, State, same_release
-from nightferry.trust import REFRESH_AFTER_S, same_json
+from nightferry.state import (
+    MAX_TESTS,
+    REFRESH_AFTER_S,
+    Installed,
+    Phase,
+    State,
+    same_release,
+)
+from nightferry.trust import same_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +134,7 @@ class Updates:
     def bring_in(self, name: str, wish: Wish) -> bool:
         """Ask, and make ready what is not held back; tell whether something is newly ready."""
         state = self.ask(name)
-        held_back = state.held_back(self._timing.now())
+        held_back = state.held_back(self._timing.now(), has_model=self._inventory.has_model(name))
         if held_back is not None:
             log.info("%s: not installed, since %s.", name, held_back)
         if held_back is not None or state.pending() is None:
@@ -168,15 +177,20 @@ class Updates:
         before = self._inventory.forget_missing(name)
         current = self._inventory.label(name)
         etag = "" if afresh else _usable_etag(before, current)
-        answer = self._network.transport().get(
-            f"/models/{name}/update", self._query(before, current), etag
-        )
+        try:
+            answer = self._network.transport().get(
+                f"/models/{name}/update", self._query(before, current), etag
+            )
+        except (UnknownModelError, ModelRetiredError):
+            self._obey_policy(name)  # what is here of it may be recalled all the same
+            raise
         now = self._timing.now()
         self._tell_alive(name, before, now)
         if answer.status == 304:  # noqa: PLR2004
             return self._states.update(name, lambda state: state.unchanged(now))
         if answer.status == 204:  # noqa: PLR2004
-            return self._states.update(name, lambda state: state.nothing_offered(now))
+            self._states.update(name, lambda state: state.nothing_offered(now))
+            return self._refresh(name)
         manifest = _read_manifest(name, answer.document)
         state = self._states.update(name, lambda state: state.answered(manifest, answer.etag, now))
         self._tell_assignment(before, state)
@@ -187,9 +201,23 @@ class Updates:
 
         Also where every answer is 304: a server that somebody holds still is noticed.
         """
-        at = self._states.load(name).refreshed_at
-        if at is None or not 0 <= self._timing.now() - at < REFRESH_AFTER_S:
+        if not self._states.load(name).is_informed(self._timing.now()):
             self._refresh(name)
+
+    def _obey_policy(self, name: str) -> None:
+        try:
+            self._refresh(name)
+        except NightferryError as error:
+            log.info("%s: the signed metadata were not brought up to date. %s", name, error)
+
+    def bring_policy_in(self, name: str) -> bool:
+        """Bring old metadata up to date before what is ready is used; tell whether it may be."""
+        try:
+            self._refresh_if_due(name)
+        except NightferryError as error:
+            log.warning("%s: what is ready is not used yet. %s", name, error)
+            return False
+        return True
 
     def _refresh(self, name: str) -> State:
         """Bring the metadata up to date and obey the policy; revoked files go."""
