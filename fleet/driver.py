@@ -101,6 +101,7 @@ class Share:
     lag_s: array[float] = field(default_factory=lambda: array("d"))
     waiting: int = 0
     busy_s: float = 0.0
+    whole_s: float = 0.0
 
 
 def run_share(assignment: Assignment) -> Share:
@@ -136,6 +137,7 @@ class _Share:
         if self._its.checks:
             self._check(lives)
         self._share.traffic = self._transport.traffic
+        self._share.whole_s = time.monotonic() - began
         for life in lives:
             one = life.installation
             self._share.errors.update(one.diary.errors)

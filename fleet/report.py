@@ -75,7 +75,7 @@ def describe(run: Run) -> dict[str, Any]:
             "installations_per_s": _rate(run.scenario.fleet.devices, busy_s),
             "received_bytes": traffic.received_bytes,
             "late_s": {"p50": _quantile(lags, 0.5), "p99": _quantile(lags, 0.99)},
-            "requests": _requests(traffic, busy_s),
+            "requests": _requests(traffic, max((one.whole_s for one in run.shares), default=0.0)),
         },
         "errors": dict(errors.most_common()),
         "checks": run.checks,
@@ -127,13 +127,13 @@ def _adoption(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _requests(traffic: Traffic, busy_s: float) -> dict[str, Any]:
+def _requests(traffic: Traffic, whole_s: float) -> dict[str, Any]:
     shown = {}
     for kind in _KINDS:
         seconds = sorted(traffic.seconds.get(kind, ()))
         shown[kind] = {
             "count": len(seconds),
-            "per_s": _rate(len(seconds), busy_s),
+            "per_s": _rate(len(seconds), whole_s),
             "p50_ms": _milliseconds(seconds, 0.5),
             "p99_ms": _milliseconds(seconds, 0.99),
             "answers": {
