@@ -202,6 +202,16 @@ def publish_version(
 
 
 @transaction.atomic
+def attest_version(*, version: ModelVersion, attestation: str, actor: Actor = None) -> None:
+    """Keep a person's attestation; nothing else of a published version ever changes."""
+    if version.state != ModelVersion.State.PUBLISHED:
+        message = f"Version {version} is {version.state}; only a published version is attested."
+        raise Conflict(message, code="version_not_published")
+    ModelVersion.objects.filter(pk=version.pk).update(attestation=attestation)
+    audit.record(actor=actor, action="version.attest", subject=version)
+
+
+@transaction.atomic
 def fail_version(*, version: ModelVersion, reason: str) -> None:
     """Close a draft that will not be published; its number stays used."""
     _require_draft(version)

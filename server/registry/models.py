@@ -99,6 +99,11 @@ class ModelVersion(models.Model):
     source_filename = models.CharField(max_length=200, blank=True)
     weights_sha256 = models.CharField(max_length=64, blank=True)
     notes = models.TextField(blank=True)
+    attestation = models.TextField(
+        blank=True,
+        editable=False,
+        help_text="Evidence that a worker made exactly this, or a person confirmed it.",
+    )
     failure = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     published_at = models.DateTimeField(null=True, blank=True)

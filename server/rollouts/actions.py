@@ -8,8 +8,8 @@ effect at once, by what is no longer offered.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -21,7 +21,7 @@ from server.domain.delivery_policy import DeliveryPolicy
 from server.domain.errors import Conflict
 from server.http import audit
 from server.registry.models import Model, ModelVersion, Variant
-from server.rollouts import queries, releasing, staging, webhooks
+from server.rollouts import queries, releasing, staging, targets, vouching, webhooks
 from server.rollouts.models import Channel, Patch, Recall, Release
 from server.rollouts.releasing import SETTLE_AFTER, request_publication
 from server.trust.targets import SignedTarget
@@ -46,6 +46,8 @@ class Publication:
     releases: Sequence[int]
     patches: Sequence[int]
     embedded: Sequence[str]
+    # Why releases are left out, by their id.
+    refused: Mapping[int, str] = field(default_factory=dict)
 
 
 @transaction.atomic
@@ -200,17 +202,38 @@ def recall_version(*, version: ModelVersion, reason: str = "", actor: Actor = No
 
 @transaction.atomic
 def prepare_publication(*, model: Model) -> Publication:
-    """Return what is to be signed of the model now, all of it as of one moment."""
+    """Return what is to be signed of the model now, all of it as of one moment.
+
+    A version that nobody attested is left out, and only that: what was killed or recalled is
+    signed all the same, and so is what devices were given before.
+    """
     signing = releasing.lock_signing(model)
-    releases = queries.listed_releases(model)
-    patches = queries.listed_patches(releases, queries.revoked_files(model))
+    listed = queries.listed_releases(model)
+    # What is checked is what is signed: these very objects, read once.
+    files = queries.shipped_files(listed)
+    refused = vouching.refusals(model, listed, files)
+    releases = [release for release in listed if release.pk not in refused]
+    revoked = queries.revoked_files(model, refused=refused)
+    embedded = queries.emptied_channels(model)
+    patches = queries.listed_patches(releases, revoked)
+    policy = targets.of_policy(
+        model.slug,
+        min_counter=queries.lowest_counter(model, releases or listed),
+        revoked=revoked,
+        embedded=embedded,
+    )
     return Publication(
         model=model,
         wanted=signing.wanted,
-        targets=queries.signed_targets(model),
+        targets=[
+            *targets.of_releases(model.slug, releases, files),
+            *targets.of_patches(model.slug, patches),
+            policy,
+        ],
         releases=[release.pk for release in releases],
         patches=[patch.pk for patch in patches],
-        embedded=queries.emptied_channels(model),
+        embedded=embedded,
+        refused=refused,
     )
 
 
@@ -242,12 +265,32 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     for release in fresh:
         audit.record(actor=None, action="release.announce", subject=release)
     still = {release.pk for release in queries.listed_releases(publication.model)}
-    signing.settle_at = now + SETTLE_AFTER if still != set(publication.releases) else None
-    signing.signed = max(signing.signed, publication.wanted)
-    signing.signed_at, signing.failure, signing.failed_at = now, "", None
+    left = still - publication.refused.keys() != set(publication.releases)
+    signing.settle_at, signing.signed_at = now + SETTLE_AFTER if left else None, now
+    if not publication.refused:
+        # Otherwise what is wanted waits on, and whoever looks for what is late tries again.
+        signing.signed = max(signing.signed, publication.wanted)
+        signing.failure, signing.failed_at = "", None
     signing.save()
     releasing.bump_epoch()
     return fresh
+
+
+@transaction.atomic
+def note_refusals(*, publication: Publication) -> list[Release]:
+    """Keep why releases were left out of what was signed; return them where that is news."""
+    refused = publication.refused
+    if not refused:
+        return []
+    reason = " ".join(dict.fromkeys(refused.values()))
+    if not note_signing_failure(model=publication.model, reason=reason):
+        return []
+    found = Release.objects.filter(pk__in=list(refused)).select_related("channel__model", "version")
+    releases = list(found)
+    for release in releases:
+        why = {"reason": refused[release.pk]}
+        audit.record(actor=None, action="release.not_signed", subject=release, detail=why)
+    return releases
 
 
 @transaction.atomic

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from django.db.models import F, Q, QuerySet
 
 from server.domain.errors import NotFound
 from server.registry.models import Model, ModelVersion, Variant
-from server.rollouts import targets
 from server.rollouts.models import (
     Channel,
     DecisionEpoch,
@@ -22,7 +21,6 @@ from server.rollouts.models import (
     Rollout,
     Signing,
 )
-from server.trust.targets import SignedTarget
 
 # A job does the signing at once; only what it left undone is looked for.
 SIGNING_IS_LATE = dt.timedelta(seconds=60)
@@ -205,9 +203,13 @@ def listed_patches(releases: Iterable[Release], revoked: Iterable[str] = ()) -> 
     )
 
 
-def revoked_files(model: Model) -> list[str]:
-    """Return the files that no device may run any more: withdrawn, and served nowhere."""
-    listed = [release.version_id for release in _standing_releases(model)]
+def revoked_files(model: Model, *, refused: Collection[int] = ()) -> list[str]:
+    """Return the files that no device may run any more: withdrawn, and served nowhere.
+
+    ``refused`` are the ids of releases that are not signed, and so protect no file.
+    """
+    standing = _standing_releases(model)
+    listed = [release.version_id for release in standing if release.pk not in refused]
     return sorted(withdrawn_files(model) - _shipped(Q(version__in=listed)))
 
 
@@ -218,32 +220,22 @@ def emptied_channels(model: Model) -> list[str]:
     return sorted(channels.values_list("name", flat=True))
 
 
-def signed_targets(model: Model) -> list[SignedTarget]:
-    """Return everything that the model's role signs: files, patches and the policy."""
-    releases, revoked = listed_releases(model), revoked_files(model)
-    # Where nothing is served, nothing that was ever served may come back.
-    floor = Signing.objects.filter(pk=model.pk).values_list("next_counter", flat=True).first() or 1
-    counters = [release.counter for release in releases]
-    return [
-        *_release_targets(model, releases),
-        *targets.of_patches(model.slug, listed_patches(releases, revoked)),
-        targets.of_policy(
-            model.slug,
-            min_counter=min(counters, default=floor),
-            revoked=revoked,
-            embedded=emptied_channels(model),
-        ),
-    ]
-
-
-def _release_targets(model: Model, releases: Sequence[Release]) -> Iterator[SignedTarget]:
-    versions = [release.version_id for release in releases]
+def shipped_files(releases: Iterable[Release]) -> dict[int, list[Variant]]:
+    """Return the variants that devices may be given, by the id of their version."""
     variants: dict[int, list[Variant]] = defaultdict(list)
+    versions = [release.version_id for release in releases]
     for variant in Variant.objects.filter(version__in=versions, is_shipped=True):
         variants[variant.version_id].append(variant)
-    for release in releases:
-        for variant in variants[release.version_id]:
-            yield targets.of_release(model.slug, release, variant)
+    return variants
+
+
+def lowest_counter(model: Model, releases: Iterable[Release]) -> int:
+    """Return the counter below which devices install nothing.
+
+    Where nothing is served, nothing that was ever served may come back.
+    """
+    floor = Signing.objects.filter(pk=model.pk).values_list("next_counter", flat=True).first() or 1
+    return min((release.counter for release in releases), default=floor)
 
 
 def late_signings(now: dt.datetime) -> list[Model]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from server.trust.targets import SignedTarget, without_fractions
@@ -47,6 +47,15 @@ def of_release(slug: str, release: Release, variant: Variant) -> SignedTarget:
         size_bytes=variant.size_bytes,
         custom=without_fractions(custom),
     )
+
+
+def of_releases(
+    slug: str, releases: Iterable[Release], files: Mapping[int, Iterable[Variant]]
+) -> Iterator[SignedTarget]:
+    """Yield the targets of releases; ``files`` are the shipped ones by their version's id."""
+    for release in releases:
+        for variant in files.get(release.version_id, ()):
+            yield of_release(slug, release, variant)
 
 
 def of_patches(slug: str, patches: Iterable[Patch]) -> Iterator[SignedTarget]:

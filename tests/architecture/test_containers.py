@@ -31,13 +31,15 @@ COMPOSE = REPOSITORY / "docker-compose.yml"
 DOCKERFILE = REPOSITORY / "Dockerfile"
 NGINX = REPOSITORY / "deploy" / "nginx"
 # Where the compose file means something else than the embedded default.
-OTHER_DEFAULTS = {"LOG_FORMAT", "NIGHTFERRY_WEIGHTS", "TRUSTED_PROXIES"}
+OTHER_DEFAULTS = {
+    "LOG_FORMAT", "NIGHTFERRY_WEIGHTS", "TRUSTED_PROXIES", "TRUST_UPLOADED_MODELS",
+}  # fmt: skip
 # Fixed by the images or by their place in the network; no reason to change them.
 FIXED = {
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ARTIFACT_DELIVERY", "BLOB_STORE_URL",
     "BROKER_URL", "DATABASE_URL", "DEBUG", "HOST", "NIGHTFERRY_DATA", "SECRET_KEY", "STATIC_ROOT",
     "TRUST_KEYS", "TRUST_MODELS_KEY", "TRUST_SNAPSHOT_KEY", "TRUST_TARGETS_KEY",
-    "TRUST_TIMESTAMP_KEY",
+    "TRUST_TIMESTAMP_KEY", "TRUST_ATTESTATION_KEY",
 }  # fmt: skip
 # Another value for an empty variable, or for one that is not.
 _REFERENCE = re.compile(
@@ -186,7 +188,16 @@ def test_one_service_has_the_signing_keys_and_signs_one_thing_at_a_time() -> Non
         if service != signer:
             mounts = {mount.partition(":")[0] for mount in service.get("volumes", [])}
             assert not mounts & own
-            assert not [name for name in service["environment"] if name.startswith("TRUST_")]
+            given = {name for name in service["environment"] if name.startswith("TRUST_")}
+            assert given <= {"TRUST_ATTESTATION_KEY_FILE"}
+
+
+def test_only_what_trains_and_what_signs_has_the_attestation_key() -> None:
+    for service in application_services().values():
+        queues = re.findall(r"--queues=(\S+)", str(service.get("command")))
+        has_key = "attestation_key" in service["secrets"]
+        assert has_key == bool({"ml", "signing"} & set(queues))
+        assert has_key == ("TRUST_ATTESTATION_KEY_FILE" in service["environment"])
 
 
 def test_every_queue_has_a_worker() -> None:

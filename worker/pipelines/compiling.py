@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from server import blobs
 from server.domain.errors import Conflict, Unprocessable
 from server.registry import actions as registry
+from server.registry.models import ModelVersion
 from server.registry.queries import label_names, training_policy
 from server.training import actions as training
 from worker.ml import determinism, evaluation
@@ -22,11 +23,11 @@ from worker.ml.preprocessing import Preprocessing
 from worker.ml.uploads import inspect_upload
 from worker.pipelines import photos
 from worker.pipelines.reporting import Reporter
-from worker.pipelines.variants import Reference, compile_variants, record_variant
+from worker.pipelines.variants import Reference, attest, compile_variants, record_variant
 
 if TYPE_CHECKING:
     from server.blobs import BlobStore
-    from server.registry.models import ModelVersion
+    from server.registry.models import Variant
     from server.training.models import TrainingRun
     from worker.context import JobContext
     from worker.ml.uploads import Inspected
@@ -71,7 +72,7 @@ def compile_upload(
         metrics = _measure(reference, version)
         if inspected.kind == "keras":
             policy = training_policy(version.model)
-            compile_variants(
+            shipped = compile_variants(
                 version,
                 reference,
                 kinds=policy.variants,
@@ -88,8 +89,9 @@ def compile_upload(
                 store,
                 reporter,
             )
+            shipped = [variant] if variant.is_shipped else []
             metrics = metrics or {k: v for k, v in variant.metrics.items() if k != "agreement"}
-    return _publish(run, version, metrics, context)
+    return _publish(run, version, metrics, shipped, context=context, reporter=reporter)
 
 
 def _fetch(version: ModelVersion, folder: Path, store: BlobStore) -> Path:
@@ -178,9 +180,14 @@ def _measure(reference: Reference, version: ModelVersion) -> dict[str, Any]:
 
 
 def _publish(
-    run: TrainingRun, version: ModelVersion, metrics: dict[str, Any], context: JobContext
+    run: TrainingRun,
+    version: ModelVersion,
+    metrics: dict[str, Any],
+    shipped: Sequence[Variant],
+    *,
+    context: JobContext,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    shipped = version.variants.filter(is_shipped=True).count()
     if not shipped:
         reasons = "; ".join(filter(None, version.variants.values_list("refusal", flat=True)))
         message = f"No variant of the upload may be shipped: {reasons or 'none was made'}."
@@ -191,11 +198,13 @@ def _publish(
         else "not measured, because the model has no test photos yet"
     )
     outcome = (
-        f"Version {version.number} is ready with {shipped} variants, {measured}."
+        f"Version {version.number} is ready with {len(shipped)} variants, {measured}."
         " Release it when you like."
     )
+    # Whatever the row says of its source: here only uploads are compiled.
+    attestation = attest(version, shipped, source=ModelVersion.Source.UPLOADED, reporter=reporter)
     with context.holding():
-        registry.publish_version(version=version, metrics=metrics)
+        registry.publish_version(version=version, metrics=metrics, attestation=attestation)
         training.succeed_run(run=run, outcome=outcome)
         result = {"version": version.number, "outcome": outcome}
         context.complete(result)

@@ -72,6 +72,12 @@ def publish_model(model: Model) -> str:
     fresh = rollouts.announce(publication=publication)
     for release in fresh:
         _tell_runs(release, f"{release.label} is signed and offered to {release.channel.name}.")
+    for release in rollouts.note_refusals(publication=publication):
+        reason = publication.refused[release.pk]
+        log.warning("not_signed", release=str(release), reason=reason)
+        _tell_runs(release, f"{release.label} is not signed: {reason}", level="warning")
+    if not fresh and publication.refused:
+        return f"{model.slug}: {' '.join(dict.fromkeys(publication.refused.values()))}"
     if not fresh:
         return f"The signed metadata of {model.slug} are up to date."
     names = ", ".join(f"{release.channel.name} {release.label}" for release in fresh)

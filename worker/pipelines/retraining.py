@@ -29,7 +29,7 @@ from worker.ml.preprocessing import Preprocessing
 from worker.ml.weights import find_weights
 from worker.pipelines import incumbents, photos
 from worker.pipelines.reporting import Reporter
-from worker.pipelines.variants import Reference, compile_variants
+from worker.pipelines.variants import Reference, attest, compile_variants
 
 if TYPE_CHECKING:
     from server.blobs import BlobStore
@@ -99,7 +99,7 @@ def retrain(
     reporter.say(
         "evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos."
     )
-    compile_variants(
+    shipped = compile_variants(
         version,
         reference,
         kinds=policy.variants,
@@ -109,7 +109,8 @@ def retrain(
     )
     reporter.progress("gating", 0, 1, {})
     judgement = _judge(run, version, reference, sets["test"], policy, store)
-    return _publish(run, version, metrics, judgement, policy, context)
+    attestation = attest(version, shipped, source=ModelVersion.Source.TRAINED, reporter=reporter)
+    return _publish(run, version, metrics, judgement, policy, attestation, context)
 
 
 def _describe(snapshot: DatasetSnapshot) -> str:
@@ -339,12 +340,15 @@ def _publish(
     metrics: dict[str, Any],
     judgement: Judgement,
     policy: TrainingPolicy,
+    attestation: str,
     context: JobContext,
 ) -> dict[str, Any]:
     """Publish, release and close the run in one transaction, if the job is still ours."""
     with context.holding():
         registry.publish_version(
-            version=version, metrics={**metrics, "gate": vars(judgement.verdict)}
+            version=version,
+            metrics={**metrics, "gate": vars(judgement.verdict)},
+            attestation=attestation,
         )
         outcome = _release(version, judgement, policy)
         training.succeed_run(run=run, outcome=outcome)

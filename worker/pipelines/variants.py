@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from server.domain.errors import DomainError
 from server.registry import actions as registry
+from server.registry.statements import statement
+from server.trust import attestations
 from worker.ml import evaluation
 from worker.ml import selftest as ml_selftest
 from worker.ml.compilers import CompiledFile, compile_variant
@@ -81,6 +84,26 @@ def compile_variants(
             shipped.append(variant)
     reporter.progress("compiling", len(kinds), len(kinds), {})
     return shipped
+
+
+def attest(
+    version: ModelVersion, shipped: Sequence[Variant], *, source: str, reporter: Reporter
+) -> str:
+    """Return the evidence that these files were made here, from what this process holds of them.
+
+    Empty without a key: then a person has to attest the version before it is signed.
+    """
+    try:
+        made = statement(version, shipped, source=source)
+        return attestations.attest(made, by=attestations.By.WORKER)
+    except DomainError as error:
+        reporter.say(
+            "publishing",
+            f"The version is not attested: {error.detail} Until `python manage.py attest"
+            f" {version.model.slug} {version.number}` was run beside the key, nothing signs it.",
+            level="warning",
+        )
+        return ""
 
 
 def _record_refusal(
