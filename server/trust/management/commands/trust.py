@@ -309,8 +309,8 @@ _INIT = (
 )
 _REFOUND = (
     "Found the repository anew, with other keys and another root, for when you hold less than two"
-    " of three root keys, or a thief signed with two. Apps that carry the present root can never follow: they keep their"
-    " models. Asks before it does anything."
+    " of three root keys, or a thief signed with two. Apps that carry the present root can never"
+    " follow: they keep their models. Asks before it does anything."
 )
 _SIGNED = "root and targets that `refound --export` wrote, signed; the new keys must be in place"
 _CONFIRMATION = "leave old apps behind"
