@@ -51,7 +51,7 @@ def headers(
     monkeypatch.setattr(ScopedThrottle, "allow_request", lambda *_: True)
     monkeypatch.setattr("server.http.throttles.check", lambda *_: None)
     release(make_version(make_model("recyclables")))
-    user = django_user_model.objects.create_user("boss", is_staff=True)
+    user = django_user_model.objects.create_superuser("boss")
     _, token = create_staff_token(user=user)
     # As Django's own test client does: the test's transaction outlives a request.
     for signal in (request_started, request_finished):

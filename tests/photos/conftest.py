@@ -18,6 +18,4 @@ def person(client, model):
 
 @pytest.fixture
 def staff(django_user_model):
-    return django_user_model.objects.create_user(
-        "operator", password="only for tests", is_staff=True
-    )
+    return django_user_model.objects.create_superuser("operator", password="only for tests")

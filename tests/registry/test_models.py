@@ -37,7 +37,7 @@ class Operator:
 
 @pytest.fixture
 def call(db: Any, client: Any, django_user_model: Any) -> Operator:
-    user = django_user_model.objects.create_user("boss", is_staff=True)
+    user = django_user_model.objects.create_superuser("boss")
     return Operator(client, create_staff_token(user=user)[1])
 
 

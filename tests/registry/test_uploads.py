@@ -94,7 +94,7 @@ def test_no_bytes_make_the_check_itself_fail(content: bytes, suffix: str) -> Non
 
 @pytest.fixture
 def staff(db: Any, django_user_model: Any) -> dict[str, str]:
-    _, token = create_staff_token(user=django_user_model.objects.create_user("boss", is_staff=True))
+    _, token = create_staff_token(user=django_user_model.objects.create_superuser("boss"))
     return {"Authorization": f"Bearer {token}"}
 
 

@@ -349,7 +349,7 @@ def test_every_installation_is_where_the_pure_function_says_whatever_it_echoes(c
 
 def test_staff_are_told_every_rule_that_was_tried(client, model, django_user_model):
     rollout = begin(make_version(model))
-    user = django_user_model.objects.create_user("boss", is_staff=True)
+    user = django_user_model.objects.create_superuser("boss")
     _, token = create_staff_token(user=user)
     unit = units(rollout, "treatment", 1)[0]
     path = f"/api/v1/models/recyclables/explain?device={unit}&runtime=tflite"
@@ -379,7 +379,7 @@ VERBS = ("start", "queue", "pause", "resume", "advance", "rollback", "kill")
 
 @pytest.fixture
 def staff(client, django_user_model):
-    user = django_user_model.objects.create_user("boss", is_staff=True)
+    user = django_user_model.objects.create_superuser("boss")
     _, token = create_staff_token(user=user)
     return {"Authorization": f"Bearer {token}"}
 

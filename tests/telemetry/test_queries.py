@@ -198,7 +198,7 @@ def test_staff_read_fleet_and_telemetry_over_http(
     actions.snapshot_fleet(now=NOW)
     base = "/api/v1/models/recyclables"
     assert client.get(f"{base}/fleet").status_code == 401
-    user = django_user_model.objects.create_user("boss", is_staff=True)
+    user = django_user_model.objects.create_superuser("boss")
     headers = {"Authorization": f"Bearer {create_staff_token(user=user)[1]}"}
     fleet = client.get(f"{base}/fleet?days=366", headers=headers).json()
     assert (fleet["installations"], fleet["revoked"]) == (5, 1)
