@@ -153,6 +153,7 @@ class Installation:
             return None
         for _ in range(self._place.scenario.fleet.predictions_per_session):
             usage.succeeded(self._latency_ms(model, does))
+        self._trial.end()
         return model
 
     def give_feedback(self, model: Model) -> None:

@@ -18,8 +18,9 @@ from nightferry import __version__
 from nightferry.download import Downloader, Receipt
 from nightferry.errors import NightferryError, ServerUnreachableError
 from nightferry.network import Network
+from nightferry.state import REFRESH_AFTER_S
 from nightferry.transport import API, Answer, Reply, Transport
-from nightferry.trust import REFRESH_AFTER_S, TufVerifier, check_digest
+from nightferry.trust import TufVerifier, check_digest
 
 if TYPE_CHECKING:
     import random
