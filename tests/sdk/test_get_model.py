@@ -575,7 +575,7 @@ def test_a_root_may_be_a_file_and_must_be_one(
     server.publish(NAME, content, LABELS)
     path = tmp_path / "root.json"
     with pytest.raises(nightferry.ConfigurationError, match=r"root\.json"):
-        make_client(trusted_root=path)
+        make_client(trusted_root=path).sync(NAME)
     path.write_bytes(server.root)
     assert make_client(trusted_root=str(path)).sync(NAME).label == "v1"
 

@@ -515,6 +515,76 @@ def test_where_there_is_no_model_none_is_given_up(
             assert client.sync(NAME).label == "v1"
 
 
+def test_the_root_of_another_repository_lets_counters_begin_anew(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    for size in (1000, 2000, 3000):
+        server.publish(NAME, content[:size], LABELS)
+        make_client().sync(NAME)
+    server.repository.rotate("root", "timestamp")
+    server.publish(NAME, content[:4000], LABELS)
+    rotated = server.repository.files["2.root.json"]
+    assert make_client(trusted_root=rotated).sync(NAME).label == "v4"
+    with FakeServer() as other:
+        other.publish(NAME, content, LABELS)
+        server.repository, server.blobs = other.repository, other.blobs
+        server._models = other._models
+        with pytest.raises(nightferry.TrustError):
+            make_client(trusted_root=rotated).sync(NAME)
+        stranger = make_client(trusted_root=other.root)
+        assert stranger.status(NAME).current.label == "v4", "what is in use stays till then"
+        assert stranger.sync(NAME).label == "v1"
+
+
+def test_a_newer_root_of_the_same_repository_keeps_the_counters(
+    server: FakeServer, make_client: ClientFactory, content: bytes
+) -> None:
+    for size in (1000, 2000):
+        server.publish(NAME, content[:size], LABELS)
+        make_client().sync(NAME)
+    server.repository.rotate("root")
+    server.sign_otherwise(NAME, counter=1)
+    server.sign_policy(NAME, min_counter=0)
+    server.amend(NAME, label="v9", version=9)
+    rotated = server.repository.files["2.root.json"]
+    with pytest.raises(nightferry.CounterTooLowError, match="below 2"):
+        make_client(trusted_root=rotated).sync(NAME)
+
+
+def test_a_recalled_embedded_model_stays_recalled_when_the_state_is_lost(
+    server: FakeServer,
+    make_client: ClientFactory,
+    cache_dir: Path,
+    tmp_path: Path,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shipped = tmp_path / "shipped.tflite"
+    shipped.write_bytes(content)
+    server.publish(NAME, content, LABELS)
+    recalled = make_client(embedded={NAME: shipped}).sync(NAME).sha256
+    server.publish(NAME, content[:1000], LABELS)
+    server.revoke(NAME, recalled)
+    make_client(embedded={NAME: shipped}).sync(NAME)
+    for path in cache_dir.rglob("state*.json"):
+        path.write_bytes(b"{torn")
+    monkeypatch.setenv("NIGHTFERRY_OFFLINE", "1")
+    with pytest.raises(nightferry.NightferryError):
+        make_client(embedded={NAME: shipped}).get_model(NAME)
+
+
+def test_a_root_that_is_not_there_stops_no_embedded_model(
+    make_client: ClientFactory, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "shipped.tflite"
+    shipped.write_bytes(b"weights")
+    missing = tmp_path / "missing.json"
+    client = make_client(trusted_root=missing, embedded={NAME: shipped})
+    assert client.get_model(NAME).is_embedded
+    with pytest.raises(nightferry.ConfigurationError, match=r"missing\.json"):
+        client.check_for_update(NAME)
+
+
 def test_an_honest_answer_mends_what_is_remembered_of_the_release_in_use(
     server: FakeServer, make_client: ClientFactory, cache_dir: Path, content: bytes
 ) -> None:

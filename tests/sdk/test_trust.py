@@ -129,6 +129,25 @@ def test_an_app_without_a_root_installs_nothing_unless_it_says_so(server, device
         device(root=None, trust_on_first_use=True).refresh(NAME)
 
 
+def test_a_first_root_that_cannot_be_read_is_not_asked_for_again(server, device, content, folder):
+    server.publish(NAME, content, LABELS)
+    believing = {"root": None, "trust_on_first_use": True}
+    install(server, device(**believing))
+    first = folder / "first_root.json"
+    known = first.read_bytes()
+    first.unlink()
+    first.mkdir()
+    with pytest.raises(nightferry.StorageError):
+        device(**believing).refresh(NAME)
+    assert sum(r.path.endswith("/1.root.json") for r in server.requests) == 1
+    first.rmdir()
+    first.write_bytes(known)
+    (folder / "timestamp.json").unlink(missing_ok=True)
+    (folder / "timestamp.json").mkdir()
+    assert install(server, device(**believing)).counter == 1
+    assert first.read_bytes() == known, "damage to the rest leaves it alone"
+
+
 LIES = {
     "another file's hash": {"sha256": "0" * 64},
     "another size": {"size_bytes": 5},
@@ -548,7 +567,7 @@ def test_names_carry_no_version_and_nothing_is_a_link(server, device, content, f
     server.publish(NAME, content, LABELS)
     install(server, device())
     names = {path.name for path in folder.glob("*.json")}
-    roles = {"root", "timestamp", "snapshot", "targets", f"model-{NAME}"}
+    roles = {"first_root", "root", "timestamp", "snapshot", "targets", f"model-{NAME}"}
     assert names == {f"{role}.json" for role in roles}
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
 
@@ -639,6 +658,7 @@ def test_roots_are_read_from_files(server, tmp_path):
     path = tmp_path / "root.json"
     path.write_bytes(server.root)
     assert read_root(path) == read_root(str(path)) == read_root(server.root) == server.root
+    assert read_root(bytearray(server.root)) == server.root
     assert read_root(None) is None
     for wrong in (tmp_path / "none.json", tmp_path, b"<html>"):
         with pytest.raises(nightferry.ConfigurationError, match="root"):

@@ -82,7 +82,8 @@ class ModelClient:
         embedded: model files shipped with the app, by name (see ``nightferry.embedded``).
         trusted_root: the server's ``root.json``, as bytes or as a path; only what is signed below
             it is ever installed. Without one, what is installed and embedded is served, and
-            whatever would install raises NoTrustedRootError.
+            whatever would install raises NoTrustedRootError. A file is read when it is needed;
+            where it cannot be, whatever would install raises ConfigurationError.
         telemetry: whether to record and send events.
         accept: precisions the app can run, in the order of its preference; None for any.
         device_class: the app's own name for this kind of device, for targeting; sent as it is.
@@ -134,6 +135,7 @@ class ModelClient:
                 runtime=runtime,
             ),
             self._timing.now,
+            known_revoked=self._known_revoked,
         )
         self._network = Network(url, app_key, self._inventory.cache, self._timing)
         self._events = EventQueue(
@@ -152,7 +154,9 @@ class ModelClient:
                 network=self._network,
                 verifier=verifier
                 or TufVerifier(
-                    root=read_root(trusted_root),
+                    root=trusted_root
+                    if isinstance(trusted_root, str | Path)
+                    else read_root(trusted_root),
                     folder=scope / "metadata",
                     transport=self._network.transport,
                     channel=channel,
@@ -523,6 +527,9 @@ class ModelClient:
             self.flush_events()
         except NightferryError as error:
             log.debug("Events wait: %s", error)
+
+    def _known_revoked(self, name: str) -> frozenset[str]:
+        return self._updates.known_revoked(name)
 
     def _installation_id(self) -> str:
         with self._lock:

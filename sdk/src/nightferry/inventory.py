@@ -40,12 +40,17 @@ class Inventory:
         states: StateStore,
         embedded: EmbeddedModels,
         now: Callable[[], float],
+        known_revoked: Callable[[str], frozenset[str]] = lambda _name: frozenset(),
     ) -> None:
-        """Use these parts; ``now`` returns seconds since 1970 (UTC)."""
+        """Use these parts; ``now`` returns seconds since 1970 (UTC).
+
+        ``known_revoked`` says what is recalled where the state of a model does not know it.
+        """
         self.cache = cache
         self.states = states
         self._embedded = embedded
         self._now = now
+        self._known_revoked = known_revoked
 
     def names(self) -> list[str]:
         """Return every model that is remembered or embedded."""
@@ -276,7 +281,11 @@ class Inventory:
 
     def _embedded_unless_revoked(self, name: str, state: State) -> Model | None:
         model = self._embedded.get(name)
-        return None if model is None or model.sha256 in state.revoked else model
+        if model is None or model.sha256 in state.revoked:
+            return None
+        # A state that was lost knows of no recall; the signed policy lies in another folder.
+        is_lost = state.refreshed_at is None and not state.revoked
+        return None if is_lost and model.sha256 in self._known_revoked(name) else model
 
     def _gone(self, state: State) -> frozenset[str]:
         return frozenset(

@@ -10,6 +10,7 @@ Only this module and ``nightferry.tuf_cli`` import tuf, on first use.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import shutil
 import tempfile
@@ -252,6 +253,7 @@ class _Session(PortableUpdater):
         super().__init__(
             str(folder), base_url, fetcher=fetcher, config=UpdaterConfig(), bootstrap=root
         )
+        self.repository = ""
         self._words = _Words(fetcher, now)
         self._now = datetime.fromtimestamp(now, UTC)
         self._trusted_set.reference_time = self._now
@@ -325,14 +327,15 @@ class MetadataStore:
 
     def load(self, model: str) -> _Delegated | None:
         """Return the model's role as last seen, its signatures checked, its age not."""
-        root = self._known_root()
-        if root is None:
-            return None
         try:
-            trusted = _latest_root(root, self._folder)
+            root = _read(self._folder / _FIRST_ROOT) if self._root is None else self._root
+            if root is None:
+                return None
+            *_, latest = _roots(root, self._folder)
+            trusted = latest.signed
             targets = _verified(self._folder, Targets.type, trusted)
             role = _verified(self._folder, role_name(model), targets)
-        except (tuf_errors.RepositoryError, ValueError):
+        except (tuf_errors.RepositoryError, ValueError, StorageError):
             return None
         return _Delegated(role)
 
@@ -341,31 +344,41 @@ class MetadataStore:
         base_url = f"{transport.server_url}{API}/metadata/"
         fetcher = Fetcher(transport, self._timing)
         now = self._timing.now()
-        root, is_first = self._bootstrap(fetcher, base_url, now)
+        root, first = self._bootstrap(fetcher, base_url, now)
         with storing(self._folder):
             try:
                 session = _Session(root, self._folder, fetcher, base_url, now)
             except tuf_errors.RepositoryError as error:
                 raise self._unusable_root(error) from error
             session.bring_up_to_date(model)
-        if is_first:
+        if first is None:
             write_atomically(self._folder / _FIRST_ROOT, root)
+        session.repository = hashlib.sha256(first or root).hexdigest()
         return session
 
-    def _known_root(self) -> bytes | None:
-        return _read(self._folder / _FIRST_ROOT) if self._root is None else self._root
+    def _bootstrap(self, fetcher: Fetcher, base_url: str, now: float) -> tuple[bytes, bytes | None]:
+        """Return the root to begin from, and the one by which this folder began, if it has.
 
-    def _bootstrap(self, fetcher: Fetcher, base_url: str, now: float) -> tuple[bytes, bool]:
-        """Return the root to begin from, and whether the server has just handed it out."""
-        known = self._known_root()
-        if known is not None:
-            return known, False
+        Where the app carries the root of another repository, the folder begins anew.
+        """
+        path = self._folder / _FIRST_ROOT
+        if self._root is not None and path.is_dir():
+            _remove(path)  # damage, and nothing is believed of it that the app does not know
+        first = _read(path)
+        if self._root is not None:
+            if first is not None and _is_of_another_repository(self._root, first, self._folder):
+                log.warning("The app carries the root of another repository: all begins anew.")
+                _remove(self._folder)
+                first = None
+            return self._root, first
+        if first is not None:
+            return first, first
         log.warning("No root of trust is in the app: the server's first one is believed.")
         with _Words(fetcher, now):
             content = fetcher.download_bytes(
                 f"{base_url}1.root.json", UpdaterConfig().root_max_length
             )
-        return content, True
+        return content, None
 
     def _unusable_root(self, error: Exception) -> NightferryError:
         if self._root is None:
@@ -477,17 +490,41 @@ def _absent(error: tuf_errors.DownloadHTTPError) -> NightferryError:
     )
 
 
-def _latest_root(first: bytes, folder: Path) -> Root:
+def _roots(first: bytes, folder: Path) -> Iterator[Metadata[Root]]:
     """Follow the chain of roots on the device as far as each is signed by the one before."""
-    root = Metadata[Root].from_bytes(first).signed
-    while (content := _read(folder / "root_history" / f"{root.version + 1}.root.json")) is not None:
+    root = Metadata[Root].from_bytes(first)
+    yield root
+    history = folder / "root_history"
+    while (content := _read(history / f"{root.signed.version + 1}.root.json")) is not None:
         later = Metadata[Root].from_bytes(content)
-        for signer in (root, later.signed):
+        for signer in (root.signed, later.signed):
             signer.verify_delegate(Root.type, later.signed_bytes, later.signatures)
-        if later.signed.version != root.version + 1:
+        if later.signed.version != root.signed.version + 1:
             break
-        root = later.signed
-    return root
+        root = later
+        yield root
+
+
+def _is_of_another_repository(given: bytes, first: bytes, folder: Path) -> bool:
+    """Tell whether no root since the first one vouches for the given one, nor the other way."""
+    if given == first:
+        return False
+    known: list[Metadata[Root]] = []
+    try:
+        new = Metadata[Root].from_bytes(given)
+        known.extend(_roots(first, folder))
+    except (tuf_errors.RepositoryError, ValueError):
+        if not known:
+            return False  # one of them is no root: that is for the session to say
+    return not any(_vouches(root, new) or _vouches(new, root) for root in known)
+
+
+def _vouches(one: Metadata[Root], other: Metadata[Root]) -> bool:
+    try:
+        one.signed.verify_delegate(Root.type, other.signed_bytes, other.signatures)
+    except (tuf_errors.RepositoryError, ValueError):
+        return False
+    return True
 
 
 def _verified(folder: Path, role: str, delegator: Root | Targets) -> Targets:
@@ -513,17 +550,29 @@ def _listed(path: str, found: TargetFile) -> Listed:
 
 
 def _read(path: Path) -> bytes | None:
+    """Return a file's content, None only where there is no such file; raise StorageError."""
     try:
         return path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error.strerror or error}.") from error
 
 
 def _clear(folder: Path) -> None:
-    """Remove what lies there, whatever it is."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove what lies there, whatever it is, but not by which root it all began."""
     with contextlib.suppress(OSError):
-        folder.unlink()
+        for path in folder.iterdir():
+            if path.name != _FIRST_ROOT:
+                _remove(path)
+        return
+    _remove(folder)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _quoted(url: str) -> str:

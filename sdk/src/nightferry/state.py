@@ -143,7 +143,8 @@ class State:
     """All that is remembered about one model. Times are seconds since 1970 (UTC).
 
     ``floor`` is the highest counter ever seen, ``revoked`` and ``embedded_ordered`` what the signed
-    policy said when the metadata were last brought up to date, at ``refreshed_at``.
+    policy said when the metadata were last brought up to date, at ``refreshed_at``, below the
+    first root of ``repository``.
     """
 
     phase: Phase = Phase.IDLE
@@ -152,6 +153,7 @@ class State:
     checked_at: float | None = None
     retry_at: float | None = None
     refreshed_at: float | None = None
+    repository: str = ""
     floor: int = 0
     revoked: frozenset[str] = frozenset()
     embedded_ordered: bool = False
@@ -265,12 +267,25 @@ class State:
         return replace(self, retry_at=until)
 
     def informed(
-        self, *, min_counter: int, revoked: frozenset[str], embedded_ordered: bool, now: float
+        self,
+        *,
+        min_counter: int,
+        revoked: frozenset[str],
+        embedded_ordered: bool,
+        now: float,
+        repository: str = "",
     ) -> State:
-        """Take what the signed policy says; revoked releases are out of use at once."""
+        """Take what the signed policy says; revoked releases are out of use at once.
+
+        Below the root of another repository counters and failures begin anew; what is in use stays.
+        """
+        state = self
+        if repository and self.repository not in {"", repository}:
+            state = replace(self, floor=0, staged=None, failures=())
         state = replace(
-            self,
-            floor=max(self.floor, min_counter),
+            state,
+            repository=repository or self.repository,
+            floor=max(state.floor, min_counter),
             revoked=revoked,
             embedded_ordered=embedded_ordered,
             refreshed_at=now,

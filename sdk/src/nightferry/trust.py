@@ -15,7 +15,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
@@ -66,12 +66,15 @@ class Policy:
         min_counter: the lowest counter that may be installed.
         revoked: hashes of files that no device may run any more, installed or not.
         embedded_channels: where devices shall return to the model in their app.
+        repository: names the first root that was trusted here; counters of two repositories have
+            nothing to do with each other. Empty where that is not known.
 
     """
 
     min_counter: int = 0
     revoked: frozenset[str] = frozenset()
     embedded_channels: frozenset[str] = frozenset()
+    repository: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ class TufVerifier:
     """Installs only what metadata list that were signed below the app's own root.
 
     Args:
-        root: the root metadata that the app carries; None for none.
+        root: the root metadata that the app carries, or the path of the file, which is read when
+            it is needed; None for none.
         folder: where trusted metadata are kept, for one server; it is made when needed.
         transport: gives what talks to the server; called with the first refresh.
         channel, runtime: the app's own.
@@ -156,7 +160,7 @@ class TufVerifier:
     def __init__(
         self,
         *,
-        root: bytes | None,
+        root: bytes | str | Path | None,
         folder: Path,
         transport: Callable[[], Transport],
         channel: str,
@@ -184,14 +188,16 @@ class TufVerifier:
         with self._lock:
             trusted = self._store().refresh(model)
             self._seen[model] = self._timing.now(), trusted
-            return _policy(model, trusted)
+            return replace(_policy(model, trusted), repository=trusted.repository)
 
     def known_policy(self, model: str) -> Policy | None:
         """Return the policy last seen; see Verifier."""
+        if not self._folder.is_dir():
+            return None
         try:
             trusted = self._store().load(model)
             return None if trusted is None else _policy(model, trusted)
-        except TrustError:
+        except (TrustError, ConfigurationError):
             return None
 
     def authorise(self, manifest: Manifest, *, floor: int) -> Authorisation:
@@ -245,7 +251,7 @@ class TufVerifier:
             from nightferry.metadata import MetadataStore
 
             self._made_store = MetadataStore(
-                self._root, self._folder, self._transport, self._timing
+                read_root(self._root), self._folder, self._transport, self._timing
             )
         return self._made_store
 
@@ -274,7 +280,7 @@ class TufVerifier:
             )
 
 
-def read_root(trusted_root: bytes | str | Path | None) -> bytes | None:
+def read_root(trusted_root: bytes | bytearray | str | Path | None) -> bytes | None:
     """Return the root an app passed, as bytes or as the path of a file.
 
     Raises ConfigurationError where the file cannot be read or holds no JSON.
@@ -282,10 +288,14 @@ def read_root(trusted_root: bytes | str | Path | None) -> bytes | None:
     if trusted_root is None:
         return None
     try:
-        content = trusted_root if isinstance(trusted_root, bytes) else _read(Path(trusted_root))
+        if isinstance(trusted_root, bytes | bytearray):
+            content = bytes(trusted_root)
+        else:
+            content = _read(Path(trusted_root))
         json.loads(content)
-    except (OSError, ValueError, RecursionError) as error:
-        shown = "trusted_root" if isinstance(trusted_root, bytes) else repr(str(trusted_root))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        given = isinstance(trusted_root, bytes | bytearray)
+        shown = "trusted_root" if given else repr(str(trusted_root))
         raise ConfigurationError(
             f"{shown} is not the server's root.json ({error}). Put that file into the app and "
             "pass its path or its bytes."

@@ -151,6 +151,11 @@ class Updates:
         self._stage(name, state, wish)
         return True
 
+    def known_revoked(self, name: str) -> frozenset[str]:
+        """Return what the signed policy on the device revokes, whatever its age."""
+        policy = self._verifier.known_policy(name)
+        return policy.revoked if policy else frozenset()
+
     def describe(self, state: State) -> Update | None:
         """Return what the server wants changed, None where nothing is."""
         manifest = state.pending()
@@ -235,6 +240,7 @@ class Updates:
                 revoked=policy.revoked,
                 embedded_ordered=self._channel in policy.embedded_channels,
                 now=now,
+                repository=policy.repository,
             ),
         )
         self._refreshed_at[name] = now

@@ -115,6 +115,7 @@ class FakeServer:
         artifacts_at: FakeServer | None = None,
         poll: Document | None = None,
         now: Callable[[], float] = time.time,
+        keys_of: FakeServer | None = None,
     ) -> None:
         """Prepare a server.
 
@@ -123,10 +124,13 @@ class FakeServer:
             artifacts_at: another server that downloads are redirected to.
             poll: the manifest's ``poll`` member.
             now: the time by which metadata are signed, and which the server says it is.
+            keys_of: another server that signs with the same keys; each has its own else.
 
         """
         self.now = now
-        self.repository = FakeRepository(self.time)
+        self.repository: FakeRepository = FakeRepository(
+            self.time, keys_of=keys_of.repository if keys_of else None
+        )
         self.requests: list[Request] = []
         self.events: list[Document] = []
         self.blobs: dict[str, bytes] = {}

@@ -1,6 +1,6 @@
 """Signed metadata as the real server makes them (docs/trust.md), with keys that live in memory.
 
-All repositories of a process begin with the same keys, so that one root opens them all.
+Each repository has keys of its own; ``keys_of`` another makes one that the same root opens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, TypeVar, cast
 
 from securesystemslib.signer import CryptoSigner
@@ -54,16 +53,19 @@ class FakeRepository:
 
     Roles are called as in the metadata: ``root``, ``targets``, ``snapshot``, ``timestamp``,
     ``model-<slug>``. ``files`` are what is served, by name; ``now`` gives the time by which
-    things expire; ``first_root`` is what an app carries.
+    things expire; ``first_root`` is what an app carries, ``first_keys`` what signed it.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], *, keys_of: FakeRepository | None = None) -> None:
         """Sign an empty repository."""
         self.files: dict[str, bytes] = {}
         self.now = now
         self._is_signing = True
         self._lock = threading.RLock()
-        self._keys = dict(_first_keys())
+        self.first_keys: Mapping[str, Keys] = (
+            keys_of.first_keys if keys_of else {kind: _new_keys(kind) for kind in LIVES}
+        )
+        self._keys = dict(self.first_keys)
         self._delegations = Delegations({}, {})
         self._root = _unsigned(Root(consistent_snapshot=True))
         self._lists = {TARGETS: _unsigned(Targets(delegations=self._delegations))}
@@ -223,8 +225,3 @@ def _kind(role: str) -> str:
 def _new_keys(kind: str) -> Keys:
     count = ROOT_KEYS if kind == ROOT else 1
     return tuple(CryptoSigner.generate_ed25519() for _ in range(count))
-
-
-@cache
-def _first_keys() -> dict[str, Keys]:
-    return {kind: _new_keys(kind) for kind in LIVES}
