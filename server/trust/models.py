@@ -70,6 +70,9 @@ class Draft(models.Model):
     role = models.CharField(max_length=100, unique=True)
     version = models.PositiveIntegerField()
     content = models.BinaryField(help_text="with the signatures it has so far")
+    seal = models.TextField(
+        blank=True, help_text="Shows that whoever may sign wrote it, and nobody else."
+    )
     created_at = models.DateTimeField()
 
     def __str__(self) -> str:

@@ -36,7 +36,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization.json import JSONSerializer
 
 from server.domain.errors import Conflict, Unavailable
-from server.trust import queries, roles
+from server.trust import attestations, queries, roles
 from server.trust.models import Draft, MetadataFile, Repository
 from server.trust.signals import refounded
 from server.trust.signers import Keyring
@@ -266,6 +266,7 @@ def commit(
             if Draft.objects.exists():
                 continue  # another process has planned meanwhile: help it, then look again
             change = draw(plan, now=now)
+            _require_genuine(change, keys)
             _require_signable(change, keys)
             _write_drafts(change)
         finish(keys, now=now)
@@ -326,6 +327,11 @@ def finish(keyring: Keyring, *, now: dt.datetime | None = None) -> None:
     """
     drafts = list(Draft.objects.all())
     if not drafts:
+        return
+    if not all(attestations.is_sealed(_sealed_part(draft), draft.seal) for draft in drafts):
+        # Of a process without the key, which may be anybody: nothing of it was ever shown.
+        with locked():
+            Draft.objects.filter(pk__in=[draft.pk for draft in drafts]).delete()
         return
     change = Change(View.load(), _moment(now))
     change.new = {draft.role: Metadata.from_bytes(bytes(draft.content)) for draft in drafts}
@@ -404,12 +410,37 @@ def _require_signable(change: Change, keyring: Keyring) -> None:
 
 def _write_drafts(change: Change) -> None:
     for role, document in change.new.items():
-        Draft.objects.create(
+        draft = Draft(
             role=role,
             version=document.signed.version,
             content=serialize(document),
             created_at=change.now,
         )
+        draft.seal = attestations.seal(_sealed_part(draft))
+        draft.save()
+
+
+def _sealed_part(draft: Draft) -> bytes:
+    return f"{draft.role}\n{draft.version}\n".encode() + bytes(draft.content)
+
+
+def _require_genuine(change: Change, keyring: Keyring) -> None:
+    """Raise where what a role has stored was not signed as it is: it must not be signed again.
+
+    For the role of a model, its own key has to have signed, where it is at hand.
+    """
+    stored = Change(change.view, change.now)
+    for role in change.new:
+        if role not in stored.view:
+            continue
+        own = stored.at_hand(role, keyring) if role not in roles.TOP_LEVEL else set()
+        signed_by = stored.signed_by(role)
+        if not stored.is_enough(role, signed_by) or (own and not own & signed_by):
+            message = (
+                f"The stored metadata of {role} do not bear their signatures: somebody changed the"
+                " database. Restore a backup, and see docs/trust.md, Who can do what."
+            )
+            raise Conflict(message, code="metadata_changed")
 
 
 def _store(role: str, document: Document, now: dt.datetime) -> None:
