@@ -137,7 +137,7 @@ class Inventory:
     def latency_limit_ms(self, name: str) -> float | None:
         """Return what one prediction may take, in milliseconds, as the release's self-test says."""
         active = self.states.load(name).active
-        limit = active.manifest.selftest.get("max_latency_ms") if active else None
+        limit = _selftest_data(active.manifest).get("max_latency_ms") if active else None
         usable = isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0
         return float(limit) if usable else None  # type: ignore[arg-type]
 
@@ -297,6 +297,16 @@ class Inventory:
         states = list(states_below(self.cache.root))
         known = [state for state in states if state is not None]
         return known if len(known) == len(states) else None
+
+
+def _selftest_data(manifest: Manifest) -> dict[str, object]:
+    """Return the self-test's data, which are signed; empty where there are none."""
+    text = manifest.selftest.get("data")
+    try:
+        data = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _latest_word(manifest: Manifest, state: State | None) -> Manifest:
