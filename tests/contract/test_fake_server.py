@@ -106,8 +106,8 @@ def real(address: str) -> Side:
         return done
 
     def release_new(content: bytes) -> str:
-        versions.append(make_version(model, content={"tflite:float32": content}))
-        versions[-1].variants.update(selftest=SELFTEST)
+        files = {"tflite:float32": content}
+        versions.append(make_version(model, content=files, selftest=SELFTEST))
         label = release(versions[-1]).label
         holder.refresh()
         return label

@@ -39,6 +39,7 @@ def make_version(
     *,
     content: Mapping[str, bytes] | None = None,
     requires: Mapping[str, dict[str, str]] | None = None,
+    selftest: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """Return a published version whose variants are small files of this very version."""
     version = registry.draft_version(
@@ -61,6 +62,7 @@ def make_version(
             media_type="application/octet-stream",
             filename=f"{model.slug}.{runtime}",
             requires=(requires or {}).get(kind, {}),
+            selftest=dict(selftest or {}),
             is_shipped=True,
         )
         shipped.append(variant)
