@@ -332,7 +332,10 @@ def _live(side: Side, folder: Path) -> list[object]:
         floor = allowed.counter
         # The real one lists the release before until every web process serves the new one.
         assert policy.min_counter <= floor
-        story += [manifest.label, allowed, policy.revoked, policy.embedded_channels]
+        # When and why it was released differs; what may be installed, and how it is fed, does not.
+        granted = (allowed.target, allowed.counter, allowed.mandatory)
+        story += [manifest.label, granted, dict(allowed.manifest.preprocessing)]
+        story += [policy.revoked, policy.embedded_channels]
     side.release(b"third")
     device.refresh(NAME)
     old = side.manifest()
