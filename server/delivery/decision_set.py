@@ -158,16 +158,21 @@ def load() -> DecisionSet:
     }
     rows = _read_rows()
     artifacts: dict[str, Artifact] = {}
-    revoked: set[str] = set()
+    revoked_of: dict[int, set[str]] = defaultdict(set)
     for channel in Channel.objects.all():
         facts = models.get(channel.model_id)
         if facts is None:
             # Made since the models were read; the epoch has grown, so the next look finds it.
             continue
-        revoked |= _add_channel(facts, channel, rows, artifacts)
-    # What is revoked on one channel may still be served on another.
+        revoked_of[channel.model_id] |= _add_channel(facts, channel, rows, artifacts)
+    for pk, facts in models.items():
+        # What is revoked on one channel may still be served on another; and what no channel
+        # serves is named on all of them, so that a recall changes the tag of every answer.
+        revoked_of[pk] -= {sha256 for *_, sha256 in facts.manifests if sha256}
+        for manifest in facts.manifests.values():
+            manifest["revoked"] = sorted(revoked_of[pk])
     served = {sha256 for m in models.values() for *_, sha256 in m.manifests if sha256}
-    revoked -= served
+    revoked = set().union(*revoked_of.values()) - served
     _add_patches(models, rows, artifacts, revoked)
     return DecisionSet(
         epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked)
@@ -232,13 +237,13 @@ def _add_channel(
                 frozenset({facts.slug}),
             )
             _add_artifact(artifacts, file)
-    nothing = _common(facts.slug, channel.name, None, listed)
+    nothing = _common(facts.slug, channel.name, None)
     facts.manifests[(channel.name, "", "")] = nothing | {
         "reason": "every release was revoked" if standing.is_emptied else "nothing released yet",
         "mandatory": standing.is_emptied,
     }
     for release in {one.pk: one for one in (current, *_others(standing)) if one}.values():
-        common = _common(facts.slug, channel.name, release, listed)
+        common = _common(facts.slug, channel.name, release)
         for variant in shipped[release.version_id]:
             place = (channel.name, release.label, variant.sha256)
             facts.manifests[place] = common | _variant_members(
@@ -367,9 +372,7 @@ def _release_facts(
     return ReleaseFacts(release.label, release.version.number, release.reason, by_runtime)
 
 
-def _common(
-    slug: str, channel: str, release: Release | None, revoked: tuple[str, ...]
-) -> dict[str, Any]:
+def _common(slug: str, channel: str, release: Release | None) -> dict[str, Any]:
     """Return the members that every variant's manifest shares; there is no clock in them."""
     return {
         "spec_version": SPEC_VERSION,
@@ -389,7 +392,7 @@ def _common(
         "requires": {},
         "metrics": {},
         "enrolment": None,
-        "revoked": list(revoked),
+        "revoked": [],  # filled in when every channel is known
         "poll": {"interval_s": settings.POLL_INTERVAL_S, "jitter_pct": settings.POLL_JITTER_PCT},
         "telemetry": {"sample_bp": settings.TELEMETRY_SAMPLE_BP},
     }

@@ -120,6 +120,30 @@ def test_a_new_release_changes_the_tag_and_a_kill_names_what_is_revoked(client, 
     assert len(last["revoked"]) == 6
 
 
+def test_a_recall_changes_the_tag_on_every_channel_that_ever_served_the_files(client, released):
+    bad = make_version(released)
+    release(bad)
+    release(make_version(released))
+    holder.refresh()
+    before = poll(client)
+    assert before.json()["revoked"] == []
+    # Devices of production may still hold the file, though production serves another by now.
+    rollouts.recall_version(version=bad, reason="answers nonsense")
+    publish(released)
+    holder.refresh()
+    after = poll(client, headers={"If-None-Match": before["ETag"]})
+    assert after.status_code == 200
+    assert {one.sha256 for one in bad.variants.all()} <= set(after.json()["revoked"])
+    # One that was killed on another channel is told on this one as well.
+    release(make_version(released), channel="beta")
+    holder.refresh()
+    before = poll(client)
+    rollouts.kill(model=released, channel="beta")
+    publish(released)
+    holder.refresh()
+    assert poll(client, headers={"If-None-Match": before["ETag"]}).status_code == 200
+
+
 def test_a_device_that_nothing_fits_gets_204(client, released):
     assert poll(client, accept="float64").status_code == 204
     assert poll(client, channel="beta").status_code == 204
