@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from django.db.models import F, Q, QuerySet
 
 from server.domain.errors import NotFound
+from server.jobs import names
+from server.jobs.models import UNFINISHED, Job
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts.models import (
     Channel,
@@ -24,6 +26,8 @@ from server.rollouts.models import (
 
 # A job does the signing at once; only what it left undone is looked for.
 SIGNING_IS_LATE = dt.timedelta(seconds=60)
+# A release is waited for so long while its patches are built.
+PATCHES_ARE_LATE = dt.timedelta(minutes=10)
 # Devices of a channel skip this many releases and still find a patch.
 PATCH_BASES = 4
 
@@ -239,12 +243,18 @@ def lowest_counter(model: Model, releases: Iterable[Release]) -> int:
 
 
 def late_signings(now: dt.datetime) -> list[Model]:
-    """Return the models whose changes ought to have been signed by now."""
+    """Return the models whose changes ought to have been signed by now.
+
+    One whose patches are being built has its signature afterwards, so that the first device is
+    offered them; but not for ever.
+    """
+    building = Job.objects.filter(
+        name=names.BUILD_PATCHES, state__in=UNFINISHED, created_at__gt=now - PATCHES_ARE_LATE
+    )
+    busy = set(building.values_list("args__model", flat=True))
     late = Q(wanted__gt=F("signed"), wanted_at__lte=now - SIGNING_IS_LATE)
-    return [
-        row.model
-        for row in Signing.objects.filter(late | Q(settle_at__lte=now)).select_related("model")
-    ]
+    rows = Signing.objects.filter(late | Q(settle_at__lte=now)).select_related("model")
+    return [row.model for row in rows if row.signed == row.wanted or row.model.slug not in busy]
 
 
 def waiting_signings() -> list[Signing]:

@@ -212,11 +212,12 @@ def test_a_signing_that_fails_is_told_and_made_up_for(monkeypatch):
     with pytest.raises(DomainError):
         publish(model)
     assert queries.signing_failure(model) == "The key of snapshot is not here."
-    soon, later = timezone.now(), timezone.now() + queries.SIGNING_IS_LATE
+    soon = timezone.now() + queries.SIGNING_IS_LATE
+    later = timezone.now() + queries.PATCHES_ARE_LATE
     publishing.catch_up(now=later)
     assert served(model) == "v1"
     monkeypatch.undo()
-    publishing.catch_up(now=soon)  # a job has a minute to do it
+    publishing.catch_up(now=soon)  # patches are being built, which the first device shall have
     assert served(model) == "v1"
     publishing.catch_up(now=later)
     assert served(model) == "v2"
