@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,6 +198,11 @@ def test_apps_with_the_new_root_install_and_others_keep_their_model(tmp_path: Pa
         assert done.returncode == 0, done.stderr
         server.manage("trust", "root", "--output", str(tmp_path / "new.json"))
         _release(server)
+        offered = "/models/recyclables/update?device=d-1&runtime=tflite"
+        deadline = time.monotonic() + 60
+        while server.call("GET", offered)["label"] != "v2":
+            assert time.monotonic() < deadline, "the web process did not notice the release"
+            time.sleep(0.2)
 
         with app("old.json", "stays") as client:
             with pytest.raises(MetadataInvalidError, match="not signed by the keys that this app"):
