@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from django.conf import settings
 
 from server import blobs
 from server.domain.errors import Conflict, Unavailable, Unprocessable
-from server.domain.promotion import GateVerdict, judge_candidate
 from server.registry import actions as registry
 from server.registry.models import ModelVersion
 from server.registry.queries import training_policy
@@ -27,7 +25,8 @@ from worker.ml.embeddings import Embedder
 from worker.ml.errors import MLError, WeightsUnavailable
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.weights import find_weights
-from worker.pipelines import incumbents, photos
+from worker.pipelines import photos
+from worker.pipelines.gating import Judgement, judge
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants
 
@@ -42,14 +41,6 @@ if TYPE_CHECKING:
 # Transfer learning first; from scratch only where no pretrained weights can be had.
 PRETRAINED = ("mobilenet_v2_0.35_224", "mobilenet_v2_1.0_224")
 FROM_SCRATCH = "small_cnn"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The gate's verdict, and why a person has to release all the same; blank where none has."""
-
-    verdict: GateVerdict
-    hold: str
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ def retrain(
         reporter=reporter,
     )
     reporter.progress("gating", 0, 1, {})
-    judgement = _judge(run, version, reference, sets["test"], policy, store)
+    judgement = judge(run.model, version.labels, reference, sets["test"], policy, store)
     attestation = attest(version, shipped, source=ModelVersion.Source.TRAINED, reporter=reporter)
     return _publish(run, version, metrics, judgement, policy, attestation, context)
 
@@ -297,41 +288,6 @@ def _reference(
     return Reference(
         trained.model, images, test.targets, probabilities, calibration, trained.preprocessing
     )
-
-
-def _judge(
-    run: TrainingRun,
-    version: ModelVersion,
-    reference: Reference,
-    test: photos.PhotoSet,
-    policy: TrainingPolicy,
-    store: BlobStore,
-) -> Judgement:
-    right = reference.probabilities.argmax(axis=1) == reference.targets
-    release = rollout_queries.incumbent(run.model, rollouts.PRODUCTION)
-    before, hold = None, ""
-    if release is not None:
-        before, hold = _ask_incumbent(release.version, test, version.labels, store)
-    elif rollout_queries.waits_for_person(run.model, rollouts.PRODUCTION):
-        hold = "Everything released before was killed, so a person has to release again."
-    frequent = np.bincount(reference.targets).max() / len(reference.targets)
-    verdict = judge_candidate(
-        right.tolist(), before, margin=policy.margin, most_frequent_share=float(frequent)
-    )
-    return Judgement(verdict, hold)
-
-
-def _ask_incumbent(
-    incumbent: ModelVersion, test: photos.PhotoSet, labels: Sequence[str], store: BlobStore
-) -> tuple[list[bool] | None, str]:
-    """Return the incumbent's answers, or None and why there are none."""
-    try:
-        answers = incumbents.answers(incumbent, test, labels, store)
-    except (MLError, blobs.BlobNotFound) as error:
-        return None, f"The incumbent could not be run ({error}), so a person has to release."
-    if answers is None:
-        return None, "The incumbent cannot be run on this server, so a person has to release."
-    return answers, ""
 
 
 def _publish(
