@@ -29,12 +29,14 @@ from server.domain.stages import OPEN_STATES
 from server.domain.targeting import read_rules
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts import queries as rollout_queries
-from server.rollouts.models import Channel, Override, Patch, Release, Rollout
+from server.rollouts.models import Channel, Override, Patch, Release, Rollout, Signing
 from server.rollouts.queries import Standing
 from server.rollouts.targets import release_path
 
 SPEC_VERSION = 1
 PATCH_MEDIA_TYPE = "application/octet-stream"
+# How soon devices come again that asked between a kill and its signature.
+URGENT_POLL_S = 900
 log = structlog.get_logger(__name__)
 
 
@@ -157,6 +159,7 @@ def load() -> DecisionSet:
         for model in Model.objects.all()
     }
     rows = _read_rows()
+    signings = {one.model_id: one for one in Signing.objects.all()}
     artifacts: dict[str, Artifact] = {}
     revoked_of: dict[int, set[str]] = defaultdict(set)
     for channel in Channel.objects.all():
@@ -169,14 +172,32 @@ def load() -> DecisionSet:
         # What is revoked on one channel may still be served on another; and what no channel
         # serves is named on all of them, so that a recall changes the tag of every answer.
         revoked_of[pk] -= {sha256 for *_, sha256 in facts.manifests if sha256}
-        for manifest in facts.manifests.values():
-            manifest["revoked"] = sorted(revoked_of[pk])
+        _add_revocations(facts, revoked_of[pk], signings.get(pk))
     served = {sha256 for m in models.values() for *_, sha256 in m.manifests if sha256}
     revoked = set().union(*revoked_of.values()) - served
     _add_patches(models, rows, artifacts, revoked)
     return DecisionSet(
         epoch, {m.slug: m for m in models.values()}, _keys(), artifacts, frozenset(revoked)
     )
+
+
+def _add_revocations(facts: ModelFacts, revoked: set[str], signing: Signing | None) -> None:
+    """Name in every manifest what is revoked, and what of it the signed policy says so far.
+
+    Devices believe the policy alone. Whoever asks between a kill and its signature learns nothing
+    that counts: so the tag changes once more when it is signed, and until then devices are asked
+    to come again soon.
+    """
+    signed = sorted(signing.revoked) if signing else []
+    is_urgent = (
+        signing is not None and signing.wanted > signing.signed and not (revoked <= set(signed))
+    )
+    for manifest in facts.manifests.values():
+        manifest["revoked"] = sorted(revoked)
+        manifest["policy"] = hashlib.sha256(_dump(signed)).hexdigest()[:16]
+        if is_urgent:
+            soon = min(URGENT_POLL_S, settings.POLL_INTERVAL_S)
+            manifest["poll"] = {**manifest["poll"], "interval_s": soon}
 
 
 def _read_rows() -> _Rows:
@@ -392,7 +413,8 @@ def _common(slug: str, channel: str, release: Release | None) -> dict[str, Any]:
         "requires": {},
         "metrics": {},
         "enrolment": None,
-        "revoked": [],  # filled in when every channel is known
+        "revoked": [],  # filled in when every channel is known, and the next with it
+        "policy": "",
         "poll": {"interval_s": settings.POLL_INTERVAL_S, "jitter_pct": settings.POLL_JITTER_PCT},
         "telemetry": {"sample_bp": settings.TELEMETRY_SAMPLE_BP},
     }

@@ -66,6 +66,7 @@ MANIFEST: dict[str, Any] = {
         metrics={"type": "object"},
         enrolment=_nullable(_object(rollout=_TEXT, arm=_TEXT)),
         revoked=_listing(_SHA256),
+        policy={**_TEXT, "description": "Changes with what the signed policy revokes."},
         poll=_object(interval_s={"type": "integer"}, jitter_pct={"type": "integer"}),
         telemetry=_object(sample_bp={"type": "integer"}),
     ),

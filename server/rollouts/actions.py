@@ -46,6 +46,7 @@ class Publication:
     releases: Sequence[int]
     patches: Sequence[int]
     embedded: Sequence[str]
+    revoked: Sequence[str] = ()
     # Why releases are left out, by their id.
     refused: Mapping[int, str] = field(default_factory=dict)
 
@@ -233,6 +234,7 @@ def prepare_publication(*, model: Model) -> Publication:
         releases=[release.pk for release in releases],
         patches=[patch.pk for patch in patches],
         embedded=embedded,
+        revoked=revoked,
         refused=refused,
     )
 
@@ -267,6 +269,7 @@ def announce(*, publication: Publication, now: dt.datetime | None = None) -> lis
     still = {release.pk for release in queries.listed_releases(publication.model)}
     left = still - publication.refused.keys() != set(publication.releases)
     signing.settle_at, signing.signed_at = now + SETTLE_AFTER if left else None, now
+    signing.revoked = list(publication.revoked)
     if not publication.refused:
         # Otherwise what is wanted waits on, and whoever looks for what is late tries again.
         signing.signed = max(signing.signed, publication.wanted)

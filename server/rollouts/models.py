@@ -492,6 +492,8 @@ class Signing(models.Model):
     signed = models.PositiveBigIntegerField(default=0)
     signed_at = models.DateTimeField(null=True, blank=True)
     settle_at = models.DateTimeField(null=True, blank=True)
+    # The files that the signed policy revokes; a kill is in force on devices once it is here.
+    revoked = models.JSONField(default=list, blank=True, editable=False)
     failure = models.TextField(blank=True)
     failed_at = models.DateTimeField(null=True, blank=True)
 

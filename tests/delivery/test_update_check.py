@@ -71,6 +71,7 @@ def test_every_member_of_the_contract_is_there_and_no_address_expires(client, re
         "metrics",
         "enrolment",
         "revoked",
+        "policy",
         "poll",
         "telemetry",
     }
@@ -142,6 +143,33 @@ def test_a_recall_changes_the_tag_on_every_channel_that_ever_served_the_files(cl
     publish(released)
     holder.refresh()
     assert poll(client, headers={"If-None-Match": before["ETag"]}).status_code == 200
+
+
+def test_who_asks_between_a_kill_and_its_signature_is_told_again_once_it_is_signed(
+    client, released
+):
+    release(make_version(released), channel="beta")
+    holder.refresh()
+    before = poll(client)
+    usual = before.json()["poll"]["interval_s"]
+    assert rollouts.kill(model=released, channel="beta") is None
+    holder.refresh()
+    # The policy does not say so yet: whoever looks now learns nothing, and is to come back soon.
+    between = poll(client, headers={"If-None-Match": before["ETag"]})
+    assert between.status_code == 200
+    assert between.json()["label"] == before.json()["label"]
+    assert between.json()["poll"]["interval_s"] == 900 < usual
+    publish(released)
+    holder.refresh()
+    after = poll(client, headers={"If-None-Match": between["ETag"]})
+    assert after.status_code == 200
+    assert after.json()["revoked"] == between.json()["revoked"]
+    assert after.json()["policy"] != between.json()["policy"]
+    assert after.json()["poll"]["interval_s"] == usual
+    # Another signature that revokes nothing more is no news to those whose release stays.
+    release(make_version(released), channel="beta")
+    holder.refresh()
+    assert poll(client, headers={"If-None-Match": after["ETag"]}).status_code == 304
 
 
 def test_a_device_that_nothing_fits_gets_204(client, released):
