@@ -50,15 +50,29 @@ def _load(model: keras.Model, path: Path, *, alpha: float) -> None:
     model.set_weights(reference.get_weights())
 
 
-def _architecture(alpha: float) -> Architecture:
+def _build_published(*, alpha: float) -> keras.Model:
+    import keras
+
+    return keras.applications.MobileNetV2(alpha=alpha, weights=None)
+
+
+def _architecture(alpha: float, parameters: int, multiply_adds: int) -> Architecture:
     return Architecture(
         name=f"mobilenet_v2_{alpha}_224",
         input_size=224,
         feature_size=_FEATURE_SIZE,
         pretrained=True,
         build=partial(_build, alpha=alpha),
+        build_published=partial(_build_published, alpha=alpha),
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        published="Sandler et al. 2018, arXiv:1801.04381, with 1000 ImageNet classes.",
+        weights_source="ImageNet weights from the folder of weights, else Keras's download.",
         load=partial(_load, alpha=alpha),
     )
 
 
-ARCHITECTURES: Final = (_architecture(0.35), _architecture(1.0))
+ARCHITECTURES: Final = (
+    _architecture(0.35, 1_691_208, 59_285_808),
+    _architecture(1.0, 3_538_984, 300_774_272),
+)
