@@ -26,13 +26,13 @@ from worker.ml.architectures import find_architecture  # noqa: E402
 from worker.ml.embeddings import load_backbone  # noqa: E402
 from worker.ml.preprocessing import Preprocessing  # noqa: E402
 from worker.ml.weights import find_weights  # noqa: E402
-from worker.pipelines import photos, retraining  # noqa: E402
+from worker.pipelines import fitting, photos  # noqa: E402
 
 
 def main(epochs: int) -> None:
     import keras
 
-    name = retraining.PRETRAINED[0]
+    name = fitting.PRETRAINED[0]
     architecture = find_architecture(name)
     weights = find_weights(name, settings.NIGHTFERRY_WEIGHTS, allow_download=False)
     snapshot = DatasetSnapshot.objects.first()
