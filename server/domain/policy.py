@@ -25,7 +25,8 @@ class TrainingPolicy:
     """How a model trains, what it ships and when a candidate replaces the incumbent.
 
     Shares of photos are fractions of one; ``margin`` and ``variant_tolerance`` are fractions of
-    test accuracy (.02 is two points).
+    test accuracy (.02 is two points). ``gate_on`` says which photos the gate judges on, and
+    ``variant_agreement`` on which share of them a compiled file must answer as the network does.
     """
 
     architecture: str = "auto"
@@ -37,7 +38,9 @@ class TrainingPolicy:
     max_contributor_share: float = 0.05
     min_test_photos: int = 1
     margin: float = 0.02
+    gate_on: Literal["test", "golden"] = "test"
     variant_tolerance: float = 0.03
+    variant_agreement: float = 0.9
     variants: tuple[str, ...] = VARIANTS
     auto_release: bool = True
     auto_accept: str = "none"
@@ -79,6 +82,8 @@ class TrainingPolicy:
                 0 <= self.margin <= 1 and 0 <= self.variant_tolerance <= 1,
                 "margin and variant_tolerance lie between 0 and 1",
             ),
+            (0 <= self.variant_agreement <= 1, "variant_agreement lies between 0 and 1"),
+            (self.gate_on in {"test", "golden"}, "gate_on is test or golden"),
             (self.min_photos_per_label > 1, "min_photos_per_label is at least 2"),
             (
                 bool(self.variants) and set(self.variants) <= set(VARIANTS),

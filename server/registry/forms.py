@@ -25,7 +25,11 @@ from server.registry.models import Model
 PREFIX = "policy_"
 POLICY_FIELDS = tuple(f"{PREFIX}{field.name}" for field in fields(TrainingPolicy))
 _CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
-_CHOICES = {"fit": ("stretch", "center_crop"), "auto_accept": ("none", "trusted")}
+_CHOICES = {
+    "fit": ("stretch", "center_crop"),
+    "gate_on": ("test", "golden"),
+    "auto_accept": ("none", "trusted"),
+}
 _HELP = {
     "architecture": "auto takes the best network whose weights are at hand.",
     "fit": "How a photo becomes the network's square.",
@@ -36,7 +40,9 @@ _HELP = {
     "max_contributor_share": "Of one label's training photos, from one person.",
     "min_test_photos": "Fewer than this, and nothing is released.",
     "margin": "A candidate may be this much less accurate than what is served; 0.02 is two points.",
+    "gate_on": "test: all test photos; golden: those that staff pinned, where there are enough.",
     "variant_tolerance": "A compiled file that loses more than this is not shipped.",
+    "variant_agreement": "A compiled file gives the network's answer on at least this share.",
     "variants": "What is compiled from each version.",
     "auto_release": "A candidate that passes the gate goes to production by itself.",
     "auto_accept": "trusted: photos of trusted volunteers need no review.",

@@ -130,7 +130,8 @@ def measure(
     """Return how well the probabilities name the photos' labels, ready for JSON.
 
     ``interval`` is Wilson's (1927) at 95 %; ``confusion[i][j]`` counts photos of label i that
-    were called j; a precision or recall over no photos is None.
+    were called j. Of each label ``count`` photos were shown, ``said`` were called it and
+    ``correct`` both; a precision or recall over no photos is None.
     """
     truth = np.asarray(label_indexes, dtype=np.int64)
     if probabilities.shape != (len(truth), len(labels)):
@@ -155,10 +156,15 @@ def measure(
 
 
 def agreement(ours: Probabilities, theirs: Probabilities) -> dict[str, Any]:
-    """Return how two networks agree on the same photos: in the label, and in probability."""
+    """Return how two networks agree on the same photos: in the label, and in probability.
+
+    ``interval`` is Wilson's at 95 %, of ``agreeing`` photos of ``count``.
+    """
     same = ours.argmax(axis=1) == theirs.argmax(axis=1)
     return {
         "top1": float(same.mean()) if len(same) else None,
+        "agreeing": int(same.sum()),
+        "interval": wilson_interval(int(same.sum()), len(same)),
         "max_difference": float(np.abs(ours - theirs).max()) if len(same) else None,
         "count": len(same),
     }
@@ -181,6 +187,10 @@ def _of_label(confusion: npt.NDArray[np.int64], index: int) -> dict[str, Any]:
         "precision": float(hit / said) if said else None,
         "recall": float(hit / shown) if shown else None,
         "count": int(shown),
+        "said": int(said),
+        "correct": int(hit),
+        "recall_interval": wilson_interval(int(hit), int(shown)),
+        "precision_interval": wilson_interval(int(hit), int(said)),
     }
 
 

@@ -77,6 +77,7 @@ def compile_upload(
                 reference,
                 kinds=policy.variants,
                 tolerance=policy.variant_tolerance,
+                min_agreement=policy.variant_agreement,
                 store=store,
                 reporter=reporter,
             )

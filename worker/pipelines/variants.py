@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from server.domain.errors import DomainError
+from server.domain.promotion import VariantVerdict, judge_variant, shown_share
 from server.registry import actions as registry
 from server.registry.statements import statement
 from server.trust import attestations
@@ -42,13 +43,6 @@ class Reference:
     calibration: Sequence[NDArray[np.uint8]]
     preprocessing: Preprocessing
 
-    @property
-    def accuracy(self) -> float | None:
-        """Return Keras's accuracy, or None without test photos or without a Keras network."""
-        if not len(self.probabilities):
-            return None
-        return float((self.probabilities.argmax(axis=1) == self.targets).mean())
-
 
 def compile_variants(
     version: ModelVersion,
@@ -56,6 +50,7 @@ def compile_variants(
     *,
     kinds: Sequence[str],
     tolerance: float,
+    min_agreement: float,
     store: BlobStore,
     reporter: Reporter,
 ) -> list[Variant]:
@@ -79,7 +74,9 @@ def compile_variants(
         except MLError as error:
             _record_refusal(version, runtime, precision, str(error), reporter)
             continue
-        variant = record_variant(version, compiled, reference, tolerance, store, reporter)
+        variant = record_variant(
+            version, compiled, reference, tolerance, store, reporter, min_agreement=min_agreement
+        )
         if variant.is_shipped:
             shipped.append(variant)
     reporter.progress("compiling", len(kinds), len(kinds), {})
@@ -122,10 +119,16 @@ def record_variant(
     tolerance: float,
     store: BlobStore,
     reporter: Reporter,
+    *,
+    min_agreement: float = 0.0,
 ) -> Variant:
     """Measure a compiled file, store its bytes and record whether it may ship and why."""
-    metrics, checks = _measure(compiled, reference, version.labels)
-    refusal = _refusal(metrics, checks, reference.accuracy, tolerance)
+    metrics, checks, probabilities = _measure(compiled, reference, version.labels)
+    verdict = None
+    if probabilities is not None and len(reference.probabilities):
+        verdict = _judge(probabilities, reference, tolerance, min_agreement)
+        metrics["gate"] = vars(verdict)
+    refusal = _refusal(checks, verdict)
     selftest = {} if refusal else _make_selftest(compiled, reference, reporter)
     blob = store.put_bytes(compiled.data)
     variant = registry.add_variant(
@@ -146,7 +149,7 @@ def record_variant(
     reporter.say(
         "compiling",
         f"{compiled.runtime} {compiled.precision}: {blob.size_bytes / 1e6:.2f} MB"
-        + (f", {metrics['accuracy']:.1%} on the test photos" if "accuracy" in metrics else "")
+        + (f", {_shown(metrics)}" if metrics.get("count") else "")
         + (f". Not shipped: {refusal}" if refusal else ""),
         level="warning" if refusal else "info",
     )
@@ -155,13 +158,16 @@ def record_variant(
 
 def _measure(
     compiled: CompiledFile, reference: Reference, labels: Sequence[str]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the file's own figures and checks; Core ML is not executed here, and says so."""
+) -> tuple[dict[str, Any], list[dict[str, Any]], NDArray[np.float32] | None]:
+    """Return the file's own figures, checks and answers to the test photos, (N, labels) float32.
+
+    Core ML is not executed here, and says so; then there are no answers.
+    """
     checks = list(compiled.checks)
     if compiled.runtime == "coreml":
-        return {"measured": "structure, labels and weights checked; not executed"}, checks
+        return {"measured": "structure, labels and weights checked; not executed"}, checks, None
     if not len(reference.images):
-        return {"measured": "no test photos"}, checks
+        return {"measured": "no test photos"}, checks, None
     probabilities, latency = evaluation.predict_tflite(
         compiled.data, reference.images, reference.preprocessing
     )
@@ -173,7 +179,27 @@ def _measure(
     metrics = {**measured, "latency_ms": latency}
     if len(reference.probabilities):
         metrics["agreement"] = evaluation.agreement(probabilities, reference.probabilities)
-    return metrics, checks
+    return metrics, checks, probabilities
+
+
+def _judge(
+    probabilities: NDArray[np.float32],
+    reference: Reference,
+    tolerance: float,
+    min_agreement: float,
+) -> VariantVerdict:
+    """Compare a file's answers with Keras's on the same photos, pair by pair."""
+    ours, theirs = probabilities.argmax(axis=1), reference.probabilities.argmax(axis=1)
+    right = zip(
+        (ours == reference.targets).tolist(), (theirs == reference.targets).tolist(), strict=True
+    )
+    return judge_variant(
+        (ours == theirs).tolist(), list(right), tolerance=tolerance, min_agreement=min_agreement
+    )
+
+
+def _shown(metrics: dict[str, Any]) -> str:
+    return f"{shown_share(metrics['correct'], metrics['count'])} of {metrics['count']} test photos"
 
 
 def _make_selftest(
@@ -195,22 +221,9 @@ def _make_selftest(
     return selftest.member
 
 
-def _refusal(
-    metrics: dict[str, Any],
-    checks: Sequence[dict[str, Any]],
-    keras_accuracy: float | None,
-    tolerance: float,
-) -> str:
+def _refusal(checks: Sequence[dict[str, Any]], verdict: VariantVerdict | None) -> str:
     """Return why a file may not ship, or nothing."""
     failed = [f"{check['name']}: {check['detail']}" for check in checks if not check["passed"]]
     if failed:
         return "; ".join(failed)
-    if keras_accuracy is None or "accuracy" not in metrics:
-        return ""
-    lost = keras_accuracy - metrics["accuracy"]
-    if lost <= tolerance + 1e-9:
-        return ""
-    return (
-        f"loses {lost * 100:.1f} points against Keras ({metrics['accuracy']:.1%} against"
-        f" {keras_accuracy:.1%}), more than the tolerated {tolerance * 100:.1f}"
-    )
+    return verdict.refusal if verdict is not None else ""

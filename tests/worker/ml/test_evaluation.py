@@ -30,7 +30,10 @@ def test_measures_of_a_known_confusion() -> None:
     assert result["accuracy"] == 0.5
     assert result["count"] == 4
     assert result["confusion"] == [[1, 1], [1, 1]]
-    assert result["per_label"]["cat"] == {"precision": 0.5, "recall": 0.5, "count": 2}
+    cat = result["per_label"]["cat"]
+    assert (cat["precision"], cat["recall"]) == (0.5, 0.5)
+    assert (cat["count"], cat["said"], cat["correct"]) == (2, 2, 1)
+    assert cat["recall_interval"] == evaluation.wilson_interval(1, 2)
     assert result["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3]).mean())
 
 
@@ -43,7 +46,9 @@ def test_no_photos_give_no_accuracy() -> None:
 def test_a_label_that_was_never_named_has_no_precision() -> None:
     probabilities = np.array([[0.9, 0.1]], dtype=np.float32)
     result = evaluation.measure(probabilities, [0], ["cat", "dog"])
-    assert result["per_label"]["dog"] == {"precision": None, "recall": None, "count": 0}
+    dog = result["per_label"]["dog"]
+    assert (dog["precision"], dog["recall"], dog["count"], dog["said"]) == (None, None, 0, 0)
+    assert dog["recall_interval"] == [0.0, 1.0]
 
 
 def test_answers_that_are_not_finite_are_no_answers() -> None:
