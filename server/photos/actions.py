@@ -21,7 +21,7 @@ from server.domain.errors import Conflict, InvalidInput, Unprocessable
 from server.http import audit
 from server.photos import intake, queries
 from server.photos.models import (
-    CONSENT_VERSION,
+    CONSENT_VERSIONS,
     Consent,
     ForgottenBlob,
     Photo,
@@ -79,7 +79,7 @@ def change_volunteer(
     nickname: str | None = None,
     email: str | None = None,
     consents: Mapping[str, bool] | None = None,
-    consent_version: str = CONSENT_VERSION,
+    consent_version: str = CONSENT_VERSIONS[0],
 ) -> Volunteer:
     """Change what is given. A consent taken back holds from the next night on.
 
@@ -155,18 +155,22 @@ def _checked_nickname(nickname: str) -> str:
 
 
 def _set_consents(volunteer: Volunteer, consents: Mapping[str, bool], version: str) -> None:
-    """Give or take back each kind that is named; what holds already stays as it was given."""
-    if version != CONSENT_VERSION:
-        message = f"Consent is asked for in version {CONSENT_VERSION!r}, not {version!r}."
-        raise InvalidInput(message, code="unknown_consent_version", consent_version=CONSENT_VERSION)
-    in_force = queries.consents_in_force(volunteer)
+    """Give or take back each kind that is named.
+
+    What holds already stays as it was given, unless a newer wording is agreed to.
+    """
+    if version not in CONSENT_VERSIONS:
+        newest = CONSENT_VERSIONS[-1]
+        message = f"Consent is asked for in version {newest!r}, not {version!r}."
+        raise InvalidInput(message, code="unknown_consent_version", consent_version=newest)
     for kind, is_given in consents.items():
-        if is_given and kind not in in_force:
+        in_force = volunteer.consents.filter(kind=kind, withdrawn_at__isnull=True)
+        at_least = CONSENT_VERSIONS[CONSENT_VERSIONS.index(version) :]
+        if is_given and in_force.filter(version__in=at_least).exists():
+            continue
+        in_force.update(withdrawn_at=timezone.now())
+        if is_given:
             Consent.objects.create(volunteer=volunteer, kind=kind, version=version)
-        if not is_given:
-            volunteer.consents.filter(kind=kind, withdrawn_at__isnull=True).update(
-                withdrawn_at=timezone.now()
-            )
 
 
 def _name(volunteer: Volunteer) -> str:
@@ -200,6 +204,7 @@ def submit_photo(
         volunteer=volunteer,
         contributor=str(volunteer.pk),
         key=idempotency_key,
+        keeps_camera=queries.may_keep_camera(volunteer),
     )
     if known := _already_sent(sent):
         return known, False
@@ -281,6 +286,7 @@ class _Sent:
     volunteer: Volunteer | None = None
     contributor: str
     key: str = ""
+    keeps_camera: bool = True
 
 
 def _check_may_send(volunteer: Volunteer, model: Model, key: str) -> None:
@@ -351,6 +357,7 @@ def _add_photo(
         decided_at=timezone.now() if is_accepted else None,
         resembles_id=others[0] if others else None,
         notes=[*found.notes, *(["resembles_another"] if others else [])],
+        camera=found.camera if sent.keeps_camera else "",
         **_measured(found),
     )
     if is_accepted:
@@ -472,6 +479,7 @@ def _forget(photos: list[Photo]) -> None:
         blob_sha256="",
         dhash="",
         thumb=b"",
+        camera="",
         band_0=None,
         band_1=None,
         band_2=None,

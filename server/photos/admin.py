@@ -89,6 +89,7 @@ class PhotoAdmin(_ReadOnly):
         "width",
         "height",
         "size_bytes",
+        "camera",
         "quality",
         "notes",
         "rejection_code",

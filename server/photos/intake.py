@@ -66,6 +66,7 @@ class Intake:
     blur_variance: float
     exposure: dict[str, float]
     notes: list[str]
+    camera: str = ""
 
 
 def examine(source: Path | IO[bytes], *, limits: Limits) -> Intake:

@@ -11,7 +11,10 @@ from django.db.models import Q
 
 from server.photos.fingerprints import BANDS, split_hash
 
-CONSENT_VERSION = "1"
+# Oldest first. Version 2 says that the make and model of the camera are kept.
+CONSENT_VERSIONS = ("1", "2")
+CONSENT_VERSION = CONSENT_VERSIONS[-1]
+CONSENTS_TO_CAMERA = frozenset({"2"})
 
 
 class Volunteer(models.Model):
@@ -104,6 +107,11 @@ class Photo(models.Model):
     width = models.PositiveIntegerField(default=0)
     height = models.PositiveIntegerField(default=0)
     size_bytes = models.PositiveIntegerField(default=0)
+    camera = models.CharField(
+        max_length=81,
+        blank=True,
+        help_text="Make and model, where the file said them and the consent covers it.",
+    )
     source_digest = models.CharField(
         max_length=64, db_index=True, help_text="Keyed digest of the file as it was sent."
     )

@@ -36,6 +36,8 @@ _MAGIC: tuple[tuple[bytes, tuple[str, ...]], ...] = (
     (b"MM\x00*", ("TIFF",)),
 )
 _ORIENTATION_TAG = 0x0112
+_CAMERA_TAGS = (0x010F, 0x0110)
+_CAMERA_LENGTH = 40
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,6 +81,7 @@ class Report:
     blur_variance: float
     exposure: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    camera: str = ""
 
 
 def examine(file: BinaryIO, limits: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -101,7 +104,7 @@ def examine(file: BinaryIO, limits: dict[str, Any]) -> tuple[dict[str, Any], byt
     image.draft("RGB", (limits["long_side_px"],) * 2)
     image.load()
     # After load: PNG may carry its EXIF behind the pixels, and TIFF is turned by Pillow itself.
-    orientation = _orientation(image)
+    orientation, camera = _orientation(image), _camera(image)
     image = _flatten(_shrink(image, limits["long_side_px"]))
     image = image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
     jpeg = _encode(image)
@@ -118,6 +121,7 @@ def examine(file: BinaryIO, limits: dict[str, Any]) -> tuple[dict[str, Any], byt
         blur_variance=round(variance, 2),
         exposure=exposure,
         notes=notes,
+        camera=camera,
     )
     return asdict(report), jpeg
 
@@ -167,6 +171,27 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - tags are written by anyone; the pixels still count
         return 1
+
+
+def _camera(image: Image.Image) -> str:
+    """Return make and model as the file says them; no serial number, no lens, no time, no place."""
+    try:
+        exif = image.getexif()
+        make, model = (_plain_text(exif.get(tag)) for tag in _CAMERA_TAGS)
+    except Exception:  # noqa: BLE001 - tags are written by anyone; the pixels still count
+        return ""
+    # Many write the make into the model again.
+    first = make.split(" ")[0].lower()
+    return model if not make or model.lower().startswith(first) else f"{make} {model}".strip()
+
+
+def _plain_text(value: object) -> str:
+    """Return printable ASCII on one line, or nothing."""
+    text = value.decode("ascii", "ignore") if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        return ""
+    kept = "".join(letter if " " <= letter <= "~" else " " for letter in text)
+    return " ".join(kept.split())[:_CAMERA_LENGTH]
 
 
 def _shrink(image: Image.Image, long_side_px: int) -> Image.Image:

@@ -17,7 +17,14 @@ from server.photos.fingerprints import (
     distance_bits,
     near_bands,
 )
-from server.photos.models import Challenge, Consent, Photo, PhotoEmbedding, Volunteer
+from server.photos.models import (
+    CONSENTS_TO_CAMERA,
+    Challenge,
+    Consent,
+    Photo,
+    PhotoEmbedding,
+    Volunteer,
+)
 
 if TYPE_CHECKING:
     import uuid
@@ -82,6 +89,13 @@ def consents_in_force(volunteer: Volunteer) -> set[str]:
     """Return the kinds of consent the volunteer gives at present."""
     rows = volunteer.consents.filter(withdrawn_at__isnull=True)
     return set(rows.values_list("kind", flat=True))
+
+
+def may_keep_camera(volunteer: Volunteer) -> bool:
+    """Say whether the wording that the volunteer agreed to covers the make of their camera."""
+    return volunteer.consents.filter(
+        kind=Consent.Kind.TRAIN, withdrawn_at__isnull=True, version__in=CONSENTS_TO_CAMERA
+    ).exists()
 
 
 def trainable_photos(model: Model) -> QuerySet[Photo]:

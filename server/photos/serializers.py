@@ -10,11 +10,14 @@ from rest_framework import serializers
 
 from server.domain.errors import InvalidInput
 from server.photos import queries
-from server.photos.models import CONSENT_VERSION, Consent, Photo, Volunteer
+from server.photos.models import CONSENT_VERSION, CONSENT_VERSIONS, Consent, Photo, Volunteer
 from server.photos.refusals import FORMATS
 
 _CONSENTS = {
-    Consent.Kind.TRAIN: "My photos may be used to train and test models.",
+    Consent.Kind.TRAIN: (
+        "My photos may be used to train and test models. With each of them the make and model of"
+        " the camera is kept, and nothing else that the file says: no place, no time, no number."
+    ),
     Consent.Kind.SHOW: "My photos may be shown to others, in the newsletter for example.",
     Consent.Kind.NAME: "My nickname may be shown to others, on the leaderboard for example.",
 }
@@ -57,7 +60,9 @@ class VolunteerChange(serializers.Serializer[Any]):
 
     nickname = serializers.CharField(max_length=40, required=False)
     email = serializers.EmailField(required=False, allow_blank=True)
-    consent_version = serializers.CharField(max_length=20, required=False, default=CONSENT_VERSION)
+    consent_version = serializers.CharField(
+        max_length=20, required=False, default=CONSENT_VERSIONS[0]
+    )
     consent = ConsentChoices(required=False)
 
 
@@ -167,6 +172,7 @@ class PhotoOut(serializers.ModelSerializer[Photo]):
             "width",
             "height",
             "size_bytes",
+            "camera",
             "notes",
             "rejection_code",
             "rejection_reason",

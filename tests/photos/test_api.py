@@ -77,6 +77,35 @@ def test_consents_are_given_and_taken_back_one_by_one(client, person, model):
     assert [(kind, bool(at)) for kind, at in rows] == [("train", True), ("show", False)]
 
 
+def test_the_camera_is_kept_from_those_who_agreed_to_it_and_goes_with_the_photo(client, model):
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0110] = "Acme\u0000 Cameras", "Acme  Nine\x1b[31m"
+    tags[0xA431] = "serial-0123"
+
+    def send(person, seed):
+        answer = person.send(picture(seed, exif=tags))
+        assert answer.status_code == 201, answer.content
+        return Photo.objects.get(pk=answer.json()["id"])
+
+    old = register(client, "wren")
+    assert send(old, 1).camera == ""
+    old.call("patch", "/volunteers/me", {"consent": {"train": True}})
+    assert send(old, 2).camera == ""
+    terms = client.get(f"{API}/consent").json()
+    assert "camera" in terms["train"]
+    newest = {"consent": {"train": True}, "consent_version": terms["consent_version"]}
+    assert old.call("patch", "/volunteers/me", newest).json()["consent"]["train"]
+    photo = send(old, 3)
+    assert photo.camera == "Acme Nine [31m"
+    assert old.call("get", f"/photos/{photo.pk}").json()["camera"] == photo.camera
+    # An app that knows the older wording takes nothing back by sending it.
+    old.call("patch", "/volunteers/me", {**newest, "consent_version": "1"})
+    assert send(old, 4).camera == photo.camera
+    old.call("delete", f"/photos/{photo.pk}")
+    photo.refresh_from_db()
+    assert photo.camera == ""
+
+
 @pytest.mark.parametrize("consent", [{}, {"consent": {}}, {"consent": {"name": True}}])
 def test_nobody_allows_training_by_saying_nothing(client, model, consent):
     body = {"nickname": "heron", "consent_version": "1", **consent}
