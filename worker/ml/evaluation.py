@@ -17,6 +17,8 @@ from worker.ml.preprocessing import Pixels, Preprocessing, to_input
 if TYPE_CHECKING:
     import keras
 
+    from worker.ml.coreml import CoreMLModel
+
 Probabilities = npt.NDArray[np.float32]
 """(photos, labels)"""
 
@@ -64,6 +66,23 @@ def predict_tflite(
         "threads": threads,
     }
     return _checked(np.stack(rows), "the TFLite file"), latency
+
+
+def predict_coreml(
+    model: CoreMLModel,
+    images: Sequence[Pixels],
+    preprocessing: Preprocessing | None = None,
+    *,
+    rounds: bool = True,
+) -> Probabilities:
+    """Return the probabilities by a Core ML file, calculated by the MIL definitions.
+
+    No phone was asked: see ``docs/coreml-on-linux.md``, also for ``rounds``. Raises
+    :class:`ModelUnusable`, of which :class:`~worker.ml.coreml.OperatorUnknown` is one.
+    """
+    preprocessing = preprocessing or _plain(images)
+    pixels = [to_input([image], preprocessing)[0] for image in images]
+    return _checked(model.predict(pixels, rounds=rounds), "the Core ML file")
 
 
 def open_tflite(

@@ -50,19 +50,29 @@ class CoreMLModel:
         self.unknown_operators: tuple[str, ...] = self._body.unknown
         self.labels: list[str] | None = self._body.classes
 
-    def predict(self, images: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    def predict(
+        self, images: Sequence[npt.NDArray[Any]], *, rounds: bool = True
+    ) -> npt.NDArray[np.float32]:
         """Return the outputs (photos, outputs) for pictures of uint8 RGB (height, width, 3).
 
         Of a classifier the probabilities in the order of its labels, else its only output, made
-        flat. Raises :class:`OperatorUnknown` and :class:`ModelUnusable`.
+        flat. Without ``rounds`` what the file keeps as float16 is kept as float32, which tells
+        how much of an answer hangs on rounding.
+
+        Raises :class:`OperatorUnknown` and :class:`ModelUnusable`.
         """
         if len(self.inputs) != 1:
             raise ModelUnusable(f"the model takes {len(self.inputs)} inputs, not a picture")
         taken = self.inputs[0]
-        rows = [self._answer(self.run({taken.name: image})) for image in images]
+        rows = [
+            self._answer(self.run({taken.name: _fitted(taken, image)}, rounds=rounds))
+            for image in images
+        ]
         return np.stack(rows) if rows else np.zeros((0, len(self.labels or ())), np.float32)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, npt.NDArray[Any]], *, rounds: bool = True
+    ) -> dict[str, Array]:
         """Return every output that is an array, by name, for one set of inputs.
 
         A picture is uint8 (height, width, channels), RGB; an array is as the file says. Of a
@@ -74,7 +84,7 @@ class CoreMLModel:
         given = {one.name: _given(one, inputs) for one in self.inputs}
         try:
             with np.errstate(all="ignore"):
-                found = self._body.run(given)
+                found = self._body.run(given, rounds=rounds)
         except MLError:
             raise
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
@@ -108,6 +118,15 @@ def _feature(described: Any) -> Feature:
         return Feature(described.name, (1, channels, image.height, image.width), colour)
     shape = described.type.multiArrayType.shape if kind == "multiArrayType" else ()
     return Feature(described.name, tuple(int(side) for side in shape))
+
+
+def _fitted(feature: Feature, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the picture as the input wants it: an array may have its channels first."""
+    if feature.colour or image.ndim != 3:  # noqa: PLR2004 - height, width, channels
+        return image
+    batch = image[np.newaxis]
+    first = batch.transpose(0, 3, 1, 2)
+    return first if feature.shape == first.shape != batch.shape else batch
 
 
 def _given(feature: Feature, inputs: Mapping[str, npt.NDArray[Any]]) -> Array:

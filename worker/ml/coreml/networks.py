@@ -58,8 +58,9 @@ class Network:
         if not self.unknown:
             self._steps = _read_steps(network)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], *, rounds: bool = True) -> dict[str, Array]:
         """Return the outputs by name; raises :class:`OperatorUnknown`."""
+        del rounds  # There is nothing but float32.
         if self.unknown:
             raise OperatorUnknown(*self.unknown)
         values: dict[str, Array] = {}

@@ -46,10 +46,10 @@ class Program:
         # Constants of operators that cannot be run are not worth decoding.
         self._steps = [] if self.unknown else self._read(function)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], *, rounds: bool = True) -> dict[str, Array]:
         """Return the outputs by name, and ``probabilities`` where the program is a classifier.
 
-        Raises :class:`OperatorUnknown`.
+        Without ``rounds`` float16 is kept as float32. Raises :class:`OperatorUnknown`.
         """
         if self.unknown:
             raise OperatorUnknown(*self.unknown)
@@ -63,7 +63,7 @@ class Program:
             made = OPERATORS[step.kind](arguments)
             results = made if isinstance(made, tuple) else (made,)
             for (name, kind), result in zip(step.outputs, results, strict=True):
-                values[name] = _stored(result, kind)
+                values[name] = _stored(result, kind if rounds else "fp32")
             for name in step.last_uses:
                 del values[name]
         wanted = [name for name in (*self.outputs, self.probabilities) if name in values]
