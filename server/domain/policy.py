@@ -16,7 +16,11 @@ VARIANTS = (
     "coreml:palette8",
 )
 
+STRATEGIES = ("auto", "linear", "lower", "fine_tune", "scratch")
+AUGMENTATIONS = ("none", "hand_held", "selfie", "fixed_camera", "scanned")
+
 _MOST_SET_ASIDE = 0.8
+_MOST_VIEWS = 16
 _MAX_COUNT = 1_000_000
 
 
@@ -31,6 +35,13 @@ class TrainingPolicy:
 
     architecture: str = "auto"
     fit: Literal["stretch", "center_crop"] = "stretch"
+    strategy: str = "auto"
+    lower_min_gain: float = 0.01
+    fine_tune_min_photos_per_label: int = 50
+    fine_tune_min_gain: float = 0.01
+    fine_tune_gain_per_megabyte: float = 0.01
+    augmentation: str = "none"
+    views: int = 2
     seed: int = 1
     validation_share: float = 0.15
     test_share: float = 0.15
@@ -98,6 +109,7 @@ class TrainingPolicy:
                         self.min_test_photos,
                         self.min_side_px,
                         self.calibration_photos,
+                        self.fine_tune_min_photos_per_label,
                     )
                 ),
                 "counts lie between 0 and a million",
@@ -105,6 +117,18 @@ class TrainingPolicy:
             (self.min_test_photos >= 1, "min_test_photos is at least 1"),
             (self.auto_accept in {"none", "trusted"}, "auto_accept is none or trusted"),
             (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
+            (self.strategy in STRATEGIES, f"strategy is one of {', '.join(STRATEGIES)}"),
+            (
+                self.augmentation in AUGMENTATIONS,
+                f"augmentation is one of {', '.join(AUGMENTATIONS)}",
+            ),
+            (0 <= self.views <= _MOST_VIEWS, f"views lies between 0 and {_MOST_VIEWS}"),
+            (
+                0 <= self.lower_min_gain <= 1
+                and 0 <= self.fine_tune_min_gain <= 1
+                and 0 <= self.fine_tune_gain_per_megabyte <= 1,
+                "gains lie between 0 and 1",
+            ),
         )
         for holds, rule in rules:
             if not holds:

@@ -18,7 +18,7 @@ from unfold.widgets import (
 )
 
 from server.domain.errors import DomainError
-from server.domain.policy import VARIANTS, TrainingPolicy
+from server.domain.policy import AUGMENTATIONS, STRATEGIES, VARIANTS, TrainingPolicy
 from server.registry.actions import check_labels
 from server.registry.models import Model
 
@@ -29,10 +29,19 @@ _CHOICES = {
     "fit": ("stretch", "center_crop"),
     "gate_on": ("test", "golden"),
     "auto_accept": ("none", "trusted"),
+    "strategy": STRATEGIES,
+    "augmentation": AUGMENTATIONS,
 }
 _HELP = {
     "architecture": "auto takes the best network whose weights are at hand.",
     "fit": "How a photo becomes the network's square.",
+    "strategy": "auto measures what serves these photos best; docs/training.md tells how.",
+    "lower_min_gain": "A network cut lower is taken when it is this much more accurate.",
+    "fine_tune_min_photos_per_label": "With fewer, no layer below the last is trained.",
+    "fine_tune_min_gain": "Fine-tuning is kept when it is this much more accurate,",
+    "fine_tune_gain_per_megabyte": "and this much more for each megabyte that a patch grows by.",
+    "augmentation": "How photos are varied: as the app's users will take them.",
+    "views": "Varied copies of each training photo, beside the photo itself.",
     "seed": "The same seed and photos give the same files.",
     "validation_share": "Of the photos, to stop training at the right time.",
     "test_share": "Of the photos, to measure versions; never trained on.",
