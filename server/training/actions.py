@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Count
 from django.utils import timezone
 
 from server import blobs
@@ -24,6 +25,7 @@ from server.registry.actions import check_labels
 from server.registry.models import Model, ModelVersion
 from server.registry.queries import label_names, training_policy
 from server.training import queries, uploads
+from server.training.golden import list_golden
 from server.training.models import (
     DatasetSnapshot,
     RunLine,
@@ -246,28 +248,42 @@ def freeze_snapshot(*, run: TrainingRun) -> DatasetSnapshot:
     model, policy = run.model, training_policy(run.model)
     # One worker at a time assigns splits of a model.
     Model.objects.select_for_update().get(pk=model.pk)
-    photos = list(queries.accepted_photos(model))
-    labels = _trainable_labels(photos, model, policy)
-    photos = [photo for photo in photos if photo.label.name in labels]
+    accepted = list(queries.accepted_photos(model))
+    labels = _trainable_labels(accepted, model, policy)
+    photos = [photo for photo in accepted if photo.label.name in labels]
     split_by, splits = _split(model, photos, policy)
+    copies = _copies(model, photos, splits)
+    distinct = [photo for photo in photos if photo.pk not in copies]
     kept = cap_contributors(
-        ((str(p.pk), p.label.name, p.contributor) for p in photos if splits[p.pk] == "train"),
+        ((str(p.pk), p.label.name, p.contributor) for p in distinct if splits[p.pk] == "train"),
         max_share=policy.max_contributor_share,
         nonce=model.slug,
     )
-    entries = [p for p in photos if splits[p.pk] != "train" or str(p.pk) in kept]
+    entries = [p for p in distinct if splits[p.pk] != "train" or str(p.pk) in kept]
+    golden = set(list_golden(model).values_list("photo_id", flat=True))
     counts = _count(entries, splits)
     _check_counts(counts, labels, policy)
     snapshot = DatasetSnapshot.objects.create(
         model=model,
         labels=labels,
-        counts={**counts, "left_out_by_cap": len(photos) - len(entries)},
+        counts={
+            **counts,
+            "left_out_by_cap": len(distinct) - len(entries),
+            "left_out_as_copies": len(copies),
+        },
+        facts=_facts(accepted, entries, splits, golden, policy),
         split_by=split_by,
-        digest=_digest(entries, splits),
+        digest=_digest(entries, splits, golden),
     )
     SnapshotEntry.objects.bulk_create(
         (
-            SnapshotEntry(snapshot=snapshot, photo=p, label=p.label.name, split=splits[p.pk])
+            SnapshotEntry(
+                snapshot=snapshot,
+                photo=p,
+                label=p.label.name,
+                split=splits[p.pk],
+                is_golden=p.pk in golden,
+            )
             for p in entries
         ),
         batch_size=1000,
@@ -342,6 +358,71 @@ def _count(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> dict[str, Any
     return {split: dict(counter) for split, counter in by_split.items()}
 
 
+def _copies(model: Model, photos: list[Photo], splits: dict[uuid.UUID, Split]) -> set[uuid.UUID]:
+    """Return the photos to leave out because the very same picture stands on the other side.
+
+    Two people may send one file. What ever trained is no test; else the test photo stays.
+    """
+    repeated = (
+        Photo.objects.filter(model=model)
+        .order_by()
+        .values("blob_digest")
+        .annotate(count=Count("pk"))
+        .filter(count__gt=1)
+    )
+    digests = {row["blob_digest"] for row in repeated}
+    doubles = [photo for photo in photos if photo.blob_digest in digests]
+    if not doubles:
+        return set()
+    entries = SnapshotEntry.objects.filter(
+        snapshot__model=model, photo__blob_digest__in=repeated.values("blob_digest")
+    )
+    trained = set(entries.exclude(split="test").values_list("photo__blob_digest", flat=True))
+    tested = {p.blob_digest for p in doubles if splits[p.pk] == "test"} - trained
+    return {
+        photo.pk
+        for photo in doubles
+        if photo.blob_digest in (trained if splits[photo.pk] == "test" else tested)
+    }
+
+
+def _facts(
+    accepted: list[Photo],
+    entries: list[Photo],
+    splits: dict[uuid.UUID, Split],
+    golden: set[uuid.UUID],
+    policy: TrainingPolicy,
+) -> dict[str, Any]:
+    """Return what the model card says of the photos, while their rows can still tell."""
+    sides = {p.pk: splits[p.pk] == "test" for p in entries}
+    by_split: dict[str, list[Photo]] = {"train": [], "validation": [], "test": []}
+    for photo in entries:
+        by_split[splits[photo.pk]].append(photo)
+    days = [photo.created_at.date().isoformat() for photo in entries]
+    return {
+        "accepted": dict(Counter(photo.label.name for photo in accepted)),
+        "min_photos_per_label": policy.min_photos_per_label,
+        "max_contributor_share": policy.max_contributor_share,
+        "shares": {"validation": policy.validation_share, "test": policy.test_share},
+        "contributors": {
+            split: len({p.contributor for p in found if p.contributor})
+            for split, found in by_split.items()
+        },
+        "without_contributor": sum(not photo.contributor for photo in entries),
+        "cameras": {
+            split: dict(Counter(p.camera for p in found if p.camera))
+            for split, found in by_split.items()
+        },
+        "period": [min(days), max(days)] if days else [],
+        "golden": sum(photo.pk in golden for photo in entries),
+        "look_alikes": sum(
+            sides.get(photo.resembles_id, sides[photo.pk]) != sides[photo.pk]
+            for photo in entries
+            if photo.resembles_id is not None
+        ),
+    }
+
+
 def _check_counts(counts: dict[str, Any], labels: list[str], policy: TrainingPolicy) -> None:
     if sum(counts["test"].values()) < policy.min_test_photos:
         message = (
@@ -358,7 +439,12 @@ def _check_counts(counts: dict[str, Any], labels: list[str], policy: TrainingPol
         raise Unprocessable(message, code="too_few_photos")
 
 
-def _digest(photos: list[Photo], splits: dict[uuid.UUID, Split]) -> str:
-    """Return a hash over content, label and split, independent of ids and order."""
-    lines = sorted(f"{p.blob_sha256} {p.label.name} {splits[p.pk]}" for p in photos)
+def _digest(
+    photos: list[Photo], splits: dict[uuid.UUID, Split], golden: Collection[uuid.UUID]
+) -> str:
+    """Return a hash over content, label, split and what is golden, independent of ids and order."""
+    lines = sorted(
+        f"{p.blob_sha256} {p.label.name} {splits[p.pk]}{' golden' if p.pk in golden else ''}"
+        for p in photos
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -35,6 +36,37 @@ class SplitAssignment(models.Model):
         """Return the unit and its split."""
         return f"{self.unit}: {self.split}"
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse any change: what tested once tests for ever."""
+        if not self._state.adding:
+            message = f"{self.unit} keeps its split."
+            raise SplitChanged(message)
+        super().save(*args, **kwargs)
+
+
+class SplitChanged(RuntimeError):
+    """A programming error: code tried to change a split."""
+
+
+class GoldenPhoto(models.Model):
+    """A test photo that staff chose to judge versions by; it was never trained on and never is."""
+
+    photo = models.OneToOneField("photos.Photo", on_delete=models.CASCADE, related_name="golden")
+    reason = models.CharField(max_length=300, blank=True)
+    pinned_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    pinned_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        """Newest first."""
+
+        ordering = ("-pinned_at", "-pk")
+
+    def __str__(self) -> str:
+        """Return the photo."""
+        return f"golden: {self.photo}"
+
 
 class DatasetSnapshot(models.Model):
     """The frozen list of accepted photos, with their splits, that one run used."""
@@ -43,6 +75,9 @@ class DatasetSnapshot(models.Model):
     digest = models.CharField(max_length=64)
     labels = models.JSONField(default=list)
     counts = models.JSONField(default=dict)
+    facts = models.JSONField(
+        default=dict, blank=True, help_text="Contributors, cameras and period, as they were then."
+    )
     split_by = models.CharField(max_length=12, default="contributor")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -65,6 +100,7 @@ class SnapshotEntry(models.Model):
     )
     label = models.CharField(max_length=80)
     split = models.CharField(max_length=10, choices=SplitAssignment.Split.choices)
+    is_golden = models.BooleanField(default=False)
 
     class Meta:
         """A photo stands in a snapshot once."""

@@ -166,3 +166,31 @@ def test_calibration_photos_stay_the_same_from_night_to_night():
     photos.withdraw_photo(photo=Photo.objects.get(pk=chosen[0]), actor=None)
     third = split_sets(snapshot_of(model))["train"]
     assert [entry.photo_id for entry in calibration_photos(third, 4)][:3] == chosen[1:]
+
+
+def test_a_contributor_who_floods_a_label_is_cut_to_the_share_of_the_policy():
+    model = make_model(training_policy={"max_contributor_share": 0.25})
+    for person in range(8):
+        add_photos(model, "glass", 2, contributor=f"p{person}")
+        add_photos(model, "metal", 2, contributor=f"p{person}")
+    trains = snapshot_of(model).entries.filter(split="train").first().photo.contributor
+    add_photos(model, "glass", 20, contributor=trains)
+    snapshot = snapshot_of(model)
+    kept = snapshot.entries.filter(split="train", label="glass", photo__contributor=trains).count()
+    total = kept + snapshot.counts["left_out_by_cap"]
+    others = snapshot.counts["train"]["glass"] - kept
+    assert total == 22
+    assert kept == int(0.25 * (total + others))
+    assert snapshot_of(model).digest == snapshot.digest, "the same photos stay every night"
+
+
+def test_a_label_with_too_few_photos_does_not_train_and_the_snapshot_says_so():
+    model = make_model(labels=("glass", "metal", "paper"))
+    for person in range(4):
+        add_photos(model, "glass", 3, contributor=f"p{person}")
+        add_photos(model, "metal", 3, contributor=f"p{person}")
+    add_photos(model, "paper", 4, contributor="p0")
+    snapshot = snapshot_of(model)
+    assert snapshot.labels == ["glass", "metal"]
+    assert snapshot.facts["accepted"] == {"glass": 12, "metal": 12, "paper": 4}
+    assert sum(snapshot.facts["contributors"].values()) == 4

@@ -189,6 +189,17 @@ def agreement(ours: Probabilities, theirs: Probabilities) -> dict[str, Any]:
     }
 
 
+def share_of(right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the share of photos answered rightly, with its count and interval, ready for JSON."""
+    correct, count = int(right.sum()), len(right)
+    return {
+        "accuracy": correct / count if count else None,
+        "count": count,
+        "correct": correct,
+        "interval": wilson_interval(correct, count),
+    }
+
+
 def wilson_interval(successes: int, count: int) -> list[float]:
     """Return the lower and upper bound of a proportion, 95 % (Wilson 1927)."""
     if count == 0:

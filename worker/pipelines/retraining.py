@@ -17,8 +17,7 @@ from server.training import actions as training
 from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
 from worker.ml.errors import MLError
-from worker.pipelines import fitting, photos
-from worker.pipelines.gating import Judgement, judge
+from worker.pipelines import fitting, gating, photos
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants
 
@@ -62,11 +61,8 @@ def retrain(
     version = _draft(run, snapshot, trained, store)
     reference = _reference(trained, sets, policy, store)
     reporter.progress("evaluating", 0, 1, {})
-    targets = reference.targets.tolist()
-    metrics = evaluation.measure(reference.probabilities, targets, snapshot.labels)
-    reporter.say(
-        "evaluating", f"Keras: {metrics['accuracy']:.1%} on {metrics['count']} test photos."
-    )
+    metrics = gating.measure(reference, sets["test"], snapshot)
+    reporter.say("evaluating", gating.describe(metrics))
     shipped = compile_variants(
         version,
         reference,
@@ -77,7 +73,7 @@ def retrain(
         reporter=reporter,
     )
     reporter.progress("gating", 0, 1, {})
-    judgement = judge(run.model, version.labels, reference, sets["test"], policy, store)
+    judgement = gating.judge(run.model, version.labels, reference, sets["test"], policy, store)
     attestation = attest(version, shipped, source=ModelVersion.Source.TRAINED, reporter=reporter)
     return _publish(run, version, metrics, judgement, policy, attestation, context)
 
@@ -164,7 +160,7 @@ def _publish(
     run: TrainingRun,
     version: ModelVersion,
     metrics: dict[str, Any],
-    judgement: Judgement,
+    judgement: gating.Judgement,
     policy: TrainingPolicy,
     attestation: str,
     context: JobContext,
@@ -173,7 +169,10 @@ def _publish(
     with context.holding():
         registry.publish_version(
             version=version,
-            metrics={**metrics, "gate": vars(judgement.verdict)},
+            metrics={
+                **metrics,
+                "gate": {**vars(judgement.verdict), "judged_on": judgement.judged_on},
+            },
             attestation=attestation,
         )
         outcome = _release(version, judgement, policy)
@@ -183,7 +182,7 @@ def _publish(
     return result
 
 
-def _release(version: ModelVersion, judgement: Judgement, policy: TrainingPolicy) -> str:
+def _release(version: ModelVersion, judgement: gating.Judgement, policy: TrainingPolicy) -> str:
     verdict = judgement.verdict
     made = f"Version {version.number}: {verdict.sentence}"
     if not verdict.passes:
