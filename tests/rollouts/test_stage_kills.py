@@ -186,8 +186,11 @@ def label_of(server: LiveServer, unit: str) -> str | None:
 
 
 def treated(server: LiveServer) -> str | None:
-    """Return an installation in treatment, once there is one."""
-    for number in range(400):
+    """Return an installation in treatment, once there is one.
+
+    The first stage takes one in a hundred or fewer: of 400 there was sometimes none.
+    """
+    for number in range(3000):
         path = f"/models/recyclables/update?device=phone-{number}&runtime=tflite"
         answer = server.call("GET", path)
         if answer and (answer["enrolment"] or {}).get("arm") == "treatment":
