@@ -15,12 +15,12 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "server.settings")
 
 django_application = get_wsgi_application()
 
-from server.delivery import polls  # noqa: E402 - needs the applications loaded
+from server.delivery import polls, reports  # noqa: E402 - needs the applications loaded
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer polls from memory, and hand anything else to Django."""
-    answer = polls.respond(environ)
+    """Answer what devices send all the time here, and hand anything else to Django."""
+    answer = polls.respond(environ) or reports.respond(environ)
     if answer is None:
         return django_application(environ, start_response)
     start_response(answer.status_line, list(answer.headers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -14,23 +15,20 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from server import blobs
-from server.delivery import polls
+from server.delivery import polls, reports
 from server.delivery.decision_set import Artifact, holder
 from server.domain.decision import decide, read_poll
 from server.domain.errors import (
     DomainError,
     Gone,
-    InvalidInput,
     MethodNotAllowed,
     NotFound,
     Unauthenticated,
     Unavailable,
 )
-from server.http import throttles
 from server.http.problems import problem_response
 from server.http.ranges import Accel, Delivery, Redirect, Stream, ranged_response
 from server.registry.queries import get_model
-from server.telemetry.actions import record_events
 from server.trust.queries import metadata_file
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponseBase
     from rest_framework.request import Request
 
-MAX_EVENTS_BYTES = 512 * 1024
 # Long enough for a slow phone to fetch a large file in one go; ranges ask for a new address.
 PRESIGNED_FOR_S = 3600
 TIMESTAMP = "timestamp.json"
@@ -159,29 +156,8 @@ def take_events(request: HttpRequest) -> HttpResponse:
     """Store a batch of events; 202 with what became of each."""
     if request.method != "POST":
         return _method_not_allowed("POST")
-    throttles.check(request, "events")
-    if int(request.headers.get("Content-Length") or 0) > MAX_EVENTS_BYTES:
-        message = f"A batch of events takes up to {MAX_EVENTS_BYTES // 1024} KiB."
-        raise InvalidInput(message, code="too_many_events")
-    try:
-        body = json.loads(request.body)
-    except (ValueError, RecursionError) as error:
-        message = "The body is not JSON."
-        raise InvalidInput(message, code="invalid_json") from error
-    decisions, key = holder.current(), request.headers.get("X-App-Key", "")
-    models = decisions.models
-    receipt = record_events(
-        body.get("events") if isinstance(body, dict) else None,
-        may_report=lambda slug: slug in models and decisions.may_fetch(models[slug], key),
-    )
-    return JsonResponse(
-        {
-            "accepted": receipt.accepted,
-            "duplicates": receipt.duplicates,
-            "rejected": receipt.rejected,
-        },
-        status=202,
-    )
+    receipt = reports.take_batch(holder.current(), request.META, lambda: request.body)
+    return JsonResponse(asdict(receipt), status=202)
 
 
 def _method_not_allowed(allowed: str) -> HttpResponse:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,29 +17,15 @@ from prometheus_client import Counter
 from server.delivery.decision_set import DecisionSet, ModelFacts, holder
 from server.domain.decision import decide, read_poll
 from server.domain.errors import DomainError, Gone, NotFound, Unauthenticated
+from server.http.plain import JSON, NOSNIFF, PlainAnswer
 
 MAX_QUERY = 4096
 _PATH = re.compile(r"/api/v1/models/([^/]+)/update\Z")
 _POLLS = Counter("nightferry_polls", "Update checks answered, by status.", ["status"])
 _ANSWERED = {status: _POLLS.labels(str(status)) for status in (200, 204, 304)}
-_LINES = {200: "200 OK", 204: "204 No Content", 304: "304 Not Modified"}
 
 
-@dataclass(frozen=True, slots=True)
-class PollAnswer:
-    """An answer as HTTP wants it."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes = b""
-
-    @property
-    def status_line(self) -> str:
-        """Return the status with its reason, as WSGI takes it."""
-        return _LINES[self.status]
-
-
-def respond(environ: Mapping[str, Any]) -> PollAnswer | None:
+def respond(environ: Mapping[str, Any]) -> PlainAnswer | None:
     """Answer a WSGI request if it is a poll that gets a plain answer; else Django has it."""
     decisions = holder.held
     if decisions is None or environ.get("REQUEST_METHOD") != "GET":
@@ -54,7 +39,7 @@ def respond(environ: Mapping[str, Any]) -> PollAnswer | None:
         return None
 
 
-def answer_poll(decisions: DecisionSet, slug: str, meta: Mapping[str, Any]) -> PollAnswer:
+def answer_poll(decisions: DecisionSet, slug: str, meta: Mapping[str, Any]) -> PlainAnswer:
     """Return 200 with the manifest, 304, or 204; ``meta`` holds CGI's names.
 
     Raises:
@@ -67,19 +52,18 @@ def answer_poll(decisions: DecisionSet, slug: str, meta: Mapping[str, Any]) -> P
     decision = decide(model.channels.get(poll.channel), poll)
     answer = decisions.answer(model, poll.channel, decision, poll.current)
     if answer is None:
-        return _counted(PollAnswer(204, _COMMON))
+        return _counted(PlainAnswer(204, _COMMON))
     tagged = (*_COMMON, ("ETag", answer.etag))
     if answer.etag in meta.get("HTTP_IF_NONE_MATCH", ""):
-        return _counted(PollAnswer(304, tagged))
+        return _counted(PlainAnswer(304, tagged))
     length = ("Content-Length", str(len(answer.body)))
-    return _counted(PollAnswer(200, (*tagged, _JSON, length), answer.body))
+    return _counted(PlainAnswer(200, (*tagged, JSON, length), answer.body))
 
 
-_COMMON = (("Cache-Control", "private, no-cache"), ("X-Content-Type-Options", "nosniff"))
-_JSON = ("Content-Type", "application/json")
+_COMMON = (("Cache-Control", "private, no-cache"), NOSNIFF)
 
 
-def _counted(answer: PollAnswer) -> PollAnswer:
+def _counted(answer: PlainAnswer) -> PlainAnswer:
     _ANSWERED[answer.status].inc()
     return answer
 

@@ -40,11 +40,24 @@ def problem_response(error: errors.DomainError) -> HttpResponse:
     response = HttpResponse(
         json.dumps(problem_body(error), default=str), status=error.status, content_type=CONTENT_TYPE
     )
-    if error.status == errors.Unauthenticated.status:
-        response["WWW-Authenticate"] = "Bearer"
-    if "retry_after_s" in error.extra:
-        response["Retry-After"] = str(error.extra["retry_after_s"])
+    for name, value in problem_headers(error):
+        response[name] = value
     return response
+
+
+def problem_headers(error: errors.DomainError) -> list[tuple[str, str]]:
+    """Return the headers that go with ``error``."""
+    headers = []
+    if error.status == errors.Unauthenticated.status:
+        headers.append(("WWW-Authenticate", "Bearer"))
+    if "retry_after_s" in error.extra:
+        headers.append(("Retry-After", str(error.extra["retry_after_s"])))
+    return headers
+
+
+def unexpected() -> errors.DomainError:
+    """Return what is answered where something broke: what happened is in the log alone."""
+    return errors.DomainError("The server met an error it did not expect. It has been logged.")
 
 
 def handle_exception(exception: Exception, context: dict[str, Any]) -> Response | None:
@@ -53,10 +66,8 @@ def handle_exception(exception: Exception, context: dict[str, Any]) -> Response 
     if error is None:
         return None
     response = Response(problem_body(error), status=error.status, content_type=CONTENT_TYPE)
-    if error.status == errors.Unauthenticated.status:
-        response["WWW-Authenticate"] = "Bearer"
-    if "retry_after_s" in error.extra:
-        response["Retry-After"] = str(error.extra["retry_after_s"])
+    for name, value in problem_headers(error):
+        response[name] = value
     if error.status >= errors.DomainError.status:
         view = type(context.get("view")).__name__
         log.error("request_failed", code=error.code, detail=error.detail, view=view)
@@ -142,10 +153,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # no
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Answer 500: what happened is in the log, never in the answer."""
-    return _outside(
-        request,
-        errors.DomainError("The server met an error it did not expect. It has been logged."),
-    )
+    return _outside(request, unexpected())
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
