@@ -52,6 +52,7 @@ class Assignment:
     starts_at: float
     shares_files: bool
     checks: bool
+    over: Path  # the simulation ends early once there is such a file
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ class _Share:
     def run(self) -> Share:
         lives = self._lives()
         began = time.monotonic()
-        agenda = Agenda(self._its.threads, self._its.starts_at, self._its.scenario)
+        agenda = Agenda(
+            self._its.threads, self._its.starts_at, self._its.scenario, self._its.over.exists
+        )
         self._share.lag_s = agenda.run(lives)
         self._share.busy_s = time.monotonic() - began
         self._each(lives, self._flush)
@@ -292,11 +295,14 @@ class Life:
 class Agenda:
     """Calls whoever is due, each in its turn, as simulated days pass."""
 
-    def __init__(self, threads: int, starts_at: float, scenario: Scenario) -> None:
-        """``starts_at`` is in seconds since 1970."""
+    def __init__(
+        self, threads: int, starts_at: float, scenario: Scenario, is_over: Callable[[], bool]
+    ) -> None:
+        """``starts_at`` is in seconds since 1970; ``is_over`` ends it before the last day."""
         self._threads = threads
         self._starts_at = starts_at
         self._scenario = scenario
+        self._is_over = is_over
         self._condition = threading.Condition()
         self._heap: list[tuple[float, int, Life]] = []
         self._lag_s: array[float] = array("d")
@@ -330,7 +336,7 @@ class Agenda:
                 self._condition.notify_all()
 
     def _next(self) -> tuple[int, Life] | None:
-        """Wait for the next turn; None when the last day is over."""
+        """Wait for the next turn; None when the last day is over, or nothing more is to be seen."""
         with self._condition:
             while True:
                 if self._failures:
@@ -341,7 +347,7 @@ class Agenda:
                         return None
                     continue
                 day = self._heap[0][0]
-                if day > self._scenario.days:
+                if day > self._scenario.days or self._is_over():
                     return None
                 late_s = time.time() - (self._starts_at + day * self._scenario.day_s)
                 if late_s >= 0:

@@ -35,6 +35,7 @@ class Run:
     model: str
     candidate: int
     shares: Sequence[Share]
+    last_day: float
     happenings: list[Happening] = field(default_factory=list)
     rollout: Mapping[str, Any] | None = None
     checks: dict[str, bool] = field(default_factory=dict)
@@ -60,7 +61,9 @@ def describe(run: Run) -> dict[str, Any]:
         "candidate": run.candidate or None,
         "rollout": _rollout(run),
         "timeline": [asdict(one) for one in run.happenings],
+        "last_day": run.last_day,
         "exposed": _exposed(run),
+        "remaining": _remaining(run),
         "adoption": _adoption(run),
         "events": {
             "recorded": sum(share.ledger.recorded for share in run.shares),
@@ -112,9 +115,18 @@ def _exposed(run: Run) -> int:
     )
 
 
+def _remaining(run: Run) -> int:
+    """Count the installations that used the candidate at the end."""
+    return sum(
+        bool(releases) and releases[-1][2] == run.candidate
+        for share in run.shares
+        for _, releases in share.releases
+    )
+
+
 def _adoption(run: Run) -> list[dict[str, Any]]:
     """Return how many installations use which release, at equal steps of time."""
-    points = [run.scenario.days * i / _CURVE_POINTS for i in range(_CURVE_POINTS + 1)]
+    points = [run.last_day * i / _CURVE_POINTS for i in range(_CURVE_POINTS + 1)]
     curve: list[defaultdict[str, int]] = [defaultdict(int) for _ in points]
     for share in run.shares:
         for _, releases in share.releases:
@@ -166,10 +178,13 @@ def render(report: Mapping[str, Any]) -> str:
 def _summary(report: Mapping[str, Any]) -> Iterable[str]:
     scenario, events, load = report["scenario"], report["events"], report["load"]
     devices = scenario["fleet"]["devices"]
-    yield f"Scenario '{scenario['name']}': {devices} installations, {scenario['days']:g} days"
+    yield f"Scenario '{scenario['name']}': {devices} installations, {report['last_day']:g} days"
     candidate = report["candidate"]
     if candidate:
-        yield f"  version {candidate} was used by {report['exposed']} installations"
+        yield (
+            f"  version {candidate} was used by {report['exposed']} installations,"
+            f" by {report['remaining']} at the end"
+        )
     rollout = report["rollout"]
     if rollout:
         word = "as expected" if rollout["as_expected"] else f"expected: {rollout['expected']}"

@@ -134,13 +134,15 @@ class Scenario:
     """A fleet, two versions, and how time passes.
 
     ``day_s`` real seconds stand for one simulated day; 0 lets everything happen as fast as it
-    can. ``policy`` holds members of the rollout's policy in simulated time: its hours and days are
+    can. It ends after ``days``, or ``days_after`` the rollout's end where that is sooner and not 0.
+    ``policy`` holds members of the rollout's policy in simulated time: its hours and days are
     shortened alike, because the server's clock is the real one. What it leaves out is the
     server's own policy, which nothing shortens.
     """
 
     name: str
     days: float = 7.0
+    days_after: float = 0.0
     day_s: float = 30.0
     fleet: Fleet = field(default_factory=Fleet)
     incumbent: Behaviour = field(default_factory=Behaviour)
@@ -150,6 +152,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         _require(self.days > 0, "days is above 0")
+        _require(self.days_after >= 0, "days_after is at least 0")
         _require(self.day_s >= 0, "day_s is at least 0")
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleet import checks
@@ -23,6 +25,7 @@ _WARM_UP_S = 3.0  # processes start, and load the SDK
 _LOOK_S = 0.5
 _SIGNED_WITHIN_S = 120.0
 _COUNTED_WITHIN_S = 120.0
+_OPEN = ("running", "paused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +67,23 @@ class _Simulation:
         self._starts_at = 0.0
         self._is_released = plan.candidate == 0
         self._rollout: dict[str, Any] | None = None
+        self._ended_at: float | None = None  # the day the rollout ended
 
     def run(self) -> Run:
+        with tempfile.TemporaryDirectory(prefix="nightferry-fleet-") as folder:
+            return self._run(Path(folder) / "over")
+
+    def _run(self, over: Path) -> Run:
         plan = self._plan
         before = self._counted()
         if not self._is_released and (self._scenario.candidate.day <= 0 or self._is_instant):
             self._release()
         self._starts_at = time.time() + _WARM_UP_S
         with ProcessPoolExecutor(plan.processes, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(run_share, self._assignment(i)) for i in range(plan.processes)]
-            self._watch(futures)
+            futures = [
+                pool.submit(run_share, self._assignment(i, over)) for i in range(plan.processes)
+            ]
+            self._watch(futures, over)
             shares = [future.result() for future in futures]
         run = Run(
             scenario=self._scenario,
@@ -81,6 +91,7 @@ class _Simulation:
             model=plan.model,
             candidate=plan.candidate,
             shares=shares,
+            last_day=self._scenario.days if self._is_instant else round(self._day, 3),
             happenings=self._happenings,
             rollout=self._rollout,
         )
@@ -100,7 +111,7 @@ class _Simulation:
             return 0.0
         return max(0.0, (time.time() - self._starts_at) / self._scenario.day_s)
 
-    def _assignment(self, index: int) -> Assignment:
+    def _assignment(self, index: int, over: Path) -> Assignment:
         plan = self._plan
         return Assignment(
             url=self._operator.url,
@@ -118,16 +129,25 @@ class _Simulation:
             starts_at=self._starts_at,
             shares_files=plan.shares_files,
             checks=plan.checks,
+            over=over,
         )
 
-    def _watch(self, futures: list[Future[Share]]) -> None:
+    def _watch(self, futures: list[Future[Share]], over: Path) -> None:
         """Be the operator until every process is done."""
         while not all(future.done() for future in futures):
             if not self._is_released and self._day >= self._scenario.candidate.day:
                 self._release()
             self._look()
+            if self._has_been_seen:
+                over.touch()
             time.sleep(_LOOK_S)
         self._look()
+
+    @property
+    def _has_been_seen(self) -> bool:
+        """Whether the rollout ended so long ago that the scenario shows no more."""
+        after = self._scenario.days_after
+        return bool(after) and self._ended_at is not None and self._day >= self._ended_at + after
 
     def _release(self) -> None:
         """Offer the candidate, and wait until it is signed."""
@@ -156,8 +176,11 @@ class _Simulation:
             return
         decision = self._operator.newest_decision(now["id"])
         why = f": {decision['sentence']}" if decision else ""
-        where = f"stage {now['stage'] + 1}, {now['coverage_bp'] / 100:g} %"
-        self._note(f"{now['state']} ({where}){why}")
+        if now["state"] in _OPEN:
+            where = f" (stage {now['stage'] + 1}, {now['coverage_bp'] / 100:g} %)"
+        else:
+            where, self._ended_at = "", self._day
+        self._note(f"{now['state']}{where}{why}")
 
     def _note(self, what: str) -> None:
         day = round(self._day, 3)

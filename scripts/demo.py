@@ -1,8 +1,10 @@
 """The whole loop in view: volunteers upload, the night trains, a device fetches and predicts.
 
 Starts a server with embedded defaults on a data folder of its own, talks to it over HTTP alone,
-and fetches the model with the SDK as an app would. Environment: ``PORT`` (8000), ``DEMO_EXIT=1``
-ends when the loop has closed, ``PHOTOS=DIR`` takes ``DIR/<label>/<file>`` instead of digits.
+and fetches the model with the SDK as an app would. What the second and third night make goes to a
+simulated fleet in stages: one candidate is promoted, one is rolled back. Environment: ``PORT``
+(8000), ``DEMO_EXIT=1`` ends when the loop has closed, ``PHOTOS=DIR`` takes ``DIR/<label>/<file>``
+instead of digits.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +36,63 @@ DATA = ROOT / "data" / "demo"
 VOLUNTEERS = 10
 FIRST_NIGHT_PER_LABEL = 60
 SECOND_NIGHT_PER_LABEL = 6
+THIRD_NIGHT_PER_LABEL = 2
 HELD_BACK_PER_LABEL = 1
 RELEASE_NOTICED_S = 30
 SIGNED_WITHIN_S = 120
 ENDED = {"succeeded", "failed", "cancelled"}
+# A hundred test photos cannot tell two points, the default margin, from chance.
+POLICY = {"auto_accept": "trusted", "min_photos_per_label": 5, "margin": 0.05}
+
+# The simulated fleet. Everybody calls from one address, and days last seconds.
+FLEET_SETTINGS = {"THROTTLE_EVENTS": "1000000/minute", "ROLLOUT_LOOK_S": "1"}
+# Real seconds of a simulated day, which is how long a stage lasts at least: three starts of an app,
+# which it takes to tell a crash, and counting what was reported. More where signing is slow, since
+# a stage's time runs meanwhile.
+SHORTEST_DAY_S = 18.0
+SIGNINGS_PER_DAY = 4
+FLEET = {
+    "devices": 160,
+    "arrival_days": 0.2,
+    "polls_per_day": 8,
+    "sessions_per_day": 12,
+    "feedback_share": 0.6,
+    "feedback_delay_days": 0.1,
+    "app_versions": {"1.0.0": 0.2, "1.4.2": 0.8},
+}
+# Both candidates by the same rules. So few installations cannot compare success to two points.
+STAGES: dict[str, Any] = {
+    "stages_bp": [2500, 5000],
+    "min_hours": 24,
+    "min_installations": 15,
+    "deadline_days": 30,
+    "needs_feedback": False,
+}
+
+
+@dataclass(frozen=True)
+class Show:
+    """A rollout on a simulated fleet, and how it ought to end."""
+
+    title: str
+    outcome: str
+    old_phones: dict[str, float]
+    told: str
+
+
+GOOD = Show(
+    "A good candidate",
+    "promoted",
+    {},
+    "Simulated: on every phone it does as version 1 does; apps crash on one phone in 500.",
+)
+BAD = Show(
+    "A bad candidate",
+    "rolled_back",
+    {"crash": 0.95},
+    "Simulated: it takes the app down on 95 % of the old phones, which are half of the fleet. The"
+    " gate cannot\n    know: it has photos, and no old phone.",
+)
 
 
 class DemoError(Exception):
@@ -76,6 +131,7 @@ class Demo:
         self.password = secrets.token_urlsafe(9)
         self.environment: dict[str, str] = {}
         self.started = time.monotonic()
+        self.signing_s = 0.0
 
     def run(self) -> int:
         """Go through every step."""
@@ -83,7 +139,7 @@ class Demo:
         pictures = _pictures_of(Path(folder)) if folder else _digits()
         slug = _slug(Path(folder).name) if folder else "digits"
         labels = sorted({picture.label for picture in pictures})
-        held, first, second = _divide(pictures, labels)
+        held, first, second, third = _divide(pictures, labels)
         with self._server() as log:
             root = self._export_root()
             self._make_model(slug, labels)
@@ -92,12 +148,18 @@ class Demo:
             self._night(slug, "Night 1")
             client = self._device(slug, root)
             self._predict(client, slug, held)
+            self._release_in_stages(slug)
             self._upload(slug, tokens, second, "Day 2")
-            self._night(slug, "Night 2")
+            good = self._roll_out(slug, self._night(slug, "Night 2"), GOOD)
             self._poll_again(client, slug)
             self._predict(client, slug, held)
+            self._train_quickly(slug)
+            self._upload(slug, tokens, third, "Day 3")
+            bad = self._roll_out(slug, self._night(slug, "Night 3"), BAD)
+            self._poll_again(client, slug)
             client.flush_events()
             self._title("The loop has closed")
+            self._show_pages(good, bad)
             print(f"  {time.monotonic() - self.started:.0f} s in all. Server log: {_short(log)}")
             if os.environ.get("DEMO_EXIT") not in (None, "", "0"):
                 return 0
@@ -118,6 +180,7 @@ class Demo:
             "PORT": str(self.port),
             "DJANGO_SUPERUSER_PASSWORD": self.password,
             "DECISION_REFRESH_S": "1",
+            **FLEET_SETTINGS,
         }
         _manage(env, "migrate", "--verbosity", "0")
         _manage(env, "createsuperuser", "--noinput", "--username", "demo", "--email", "")
@@ -170,13 +233,12 @@ class Demo:
         raise DemoError("The server did not start. Its last lines:\n    " + "\n    ".join(tail))
 
     def _make_model(self, slug: str, labels: list[str]) -> None:
-        policy = {"auto_accept": "trusted", "min_photos_per_label": 5}
         body = {
             "slug": slug,
             "name": slug,
             "labels": labels,
             "is_open": True,
-            "training_policy": policy,
+            "training_policy": POLICY,
         }
         self._call("POST", "/models", body, token=self.staff_token)
         print(f"  ✓ model {slug} with {len(labels)} labels: {', '.join(labels)}")
@@ -235,8 +297,9 @@ class Demo:
                 ) from error
             return f"refused ({problem['code']})"
 
-    def _night(self, slug: str, title: str) -> None:
-        self._title(f"{title}: train, compile, judge, release")
+    def _night(self, slug: str, title: str) -> int:
+        """Train, and wait until what is released is offered; return the version's number."""
+        self._title(f"{title}: train, compile, judge")
         run = self._call("POST", f"/models/{slug}/train", {}, token=self.staff_token)
         seen = 0
         while True:
@@ -260,12 +323,15 @@ class Demo:
         print(f"  ✓ {run['outcome']}")
         self._show_variants(slug, run["version"])
         self._await_signature(slug)
+        return int(run["version"])
 
     def _await_signature(self, slug: str) -> None:
         """Wait until what was released is signed, which is when devices are offered it."""
         begun = time.monotonic()
         newest = self._newest_release(slug)
-        while newest is not None and newest["announced_at"] is None:
+        if newest is None or newest["announced_at"] is not None:
+            return
+        while newest["announced_at"] is None:
             if time.monotonic() - begun > SIGNED_WITHIN_S:
                 raise DemoError(
                     f"{newest['label']} was not signed within {SIGNED_WITHIN_S} s; the server's log"
@@ -275,8 +341,83 @@ class Demo:
             time.sleep(0.4)
             newest = self._newest_release(slug)
         _clear()
-        if newest is not None:
-            print(f"  ✓ {newest['label']} is signed, read back and offered to devices")
+        self.signing_s = time.monotonic() - begun
+        print(f"  ✓ {newest['label']} is signed, read back and offered to devices")
+
+    def _release_in_stages(self, slug: str) -> None:
+        """Leave the nights to come to a rollout that starts when the simulated fleet is there."""
+        policy = {**POLICY, "auto_release": False}
+        self._call("PATCH", f"/models/{slug}", {"training_policy": policy}, token=self.staff_token)
+        print(
+            "  From now on candidates go out in stages, for this show when a simulated fleet is"
+            " there to get them."
+        )
+
+    def _train_quickly(self, slug: str) -> None:
+        """Compile the one file that always ships, to be quick."""
+        policy = {**POLICY, "auto_release": False, "variants": ["tflite:float32"]}
+        self._call("PATCH", f"/models/{slug}", {"training_policy": policy}, token=self.staff_token)
+
+    def _roll_out(self, slug: str, version: int, show: Show) -> dict[str, Any]:
+        """Let a simulated fleet live through a staged rollout of the version; return its report."""
+        day_s = max(SHORTEST_DAY_S, SIGNINGS_PER_DAY * self.signing_s)
+        scenario, path = _scenario(show, day_s), DATA / f"fleet-{version}.json"
+        self._title(f"{show.title}: version {version} goes to {FLEET['devices']} phones in stages")
+        print(f"    {show.told}\n    {_told_of_stages(day_s)}")
+        self._warn_of_gate(slug, version)
+        self._simulate(slug, version, scenario, path)
+        if not path.exists():
+            raise DemoError("The simulated fleet ended early; what it said stands above.")
+        report: dict[str, Any] = json.loads(path.read_text())
+        rollout, load = report["rollout"], report["load"]["requests"]
+        if rollout is None or rollout["state"] != show.outcome:
+            state = rollout["state"] if rollout else "not started"
+            raise DemoError(
+                f"{show.title} ought to be {show.outcome.replace('_', ' ')}, and is {state}."
+                f" {_short(path)} and the server's log say more."
+            )
+        asked = sum(row["count"] for row in load.values())
+        print(
+            f"  ✓ {show.outcome.replace('_', ' ')} by the server: {rollout['outcome']}\n"
+            f"    {report['exposed']} of {FLEET['devices']} phones ever used version {version},"
+            f" {report['remaining']} do now. {asked} requests, {report['events']['accepted']}"
+            " events.\n"
+            f"    {self._page(report)}"
+        )
+        return report
+
+    def _warn_of_gate(self, slug: str, version: int) -> None:
+        found = self._call("GET", f"/models/{slug}/versions/{version}", token=self.staff_token)
+        if not found["metrics"].get("gate", {}).get("passes", True):
+            print("    The gate holds it back, so no night would roll it out; this show does.")
+
+    def _simulate(self, slug: str, version: int, scenario: dict[str, Any], report: Path) -> None:
+        """Run the simulator; show what the rollout does as it happens."""
+        path = DATA / "scenario.json"
+        path.write_text(json.dumps(scenario))
+        command = [
+            sys.executable, "manage.py", "simulate_fleet", "--model", slug, "--url", self.url,
+            "--scenario", str(path), "--candidate", str(version), "--json", str(report),
+        ]  # fmt: skip
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            said = [line.rstrip() for line in _shown(process.stdout or ())]
+        if process.returncode and not report.exists():
+            raise DemoError("simulate_fleet failed:\n    " + "\n    ".join(said[-12:]))
+
+    def _page(self, report: dict[str, Any]) -> str:
+        return f"{self.url}/admin/rollouts/rollout/{report['rollout']['id']}/change/"
+
+    def _show_pages(self, good: dict[str, Any], bad: dict[str, Any]) -> None:
+        print("  In the browser: every look at a rollout, with what it saw, and why it ended")
+        print(f"    {self._page(good)}   promoted")
+        print(f"    {self._page(bad)}   rolled back")
 
     def _newest_release(self, slug: str) -> Any:
         path = f"/models/{slug}/channels/production/releases"
@@ -337,7 +478,7 @@ class Demo:
 
     def _poll_again(self, client: Any, slug: str) -> None:
         self._title("The device polls again")
-        before = client.get_model(slug).label
+        before = client.get_model(slug)
         newest = self._newest_release(slug)["label"]
         deadline = time.monotonic() + RELEASE_NOTICED_S
         client.sync(slug)
@@ -347,11 +488,12 @@ class Demo:
                 raise DemoError(f"The device was not offered {newest}.")
             time.sleep(0.5)
             client.sync(slug)
-        if newest == before:
-            self._describe(client, client.get_model(slug))
-            print("    The incumbent stayed: the device keeps what it has.")
+        now = client.get_model(slug)
+        self._describe(client, now)
+        if now.version == before.version:
+            again = f", under a new label, {now.label}" if now.label != before.label else ""
+            print(f"    The incumbent stayed{again}: the device keeps the file it has.")
             return
-        self._describe(client, client.get_model(slug))
         transfer = client.status(slug).last_transfer
         kilobytes = f"{transfer.received_bytes / 1e3:.1f} kB"
         whole = f"{transfer.size_bytes / 1e3:.1f} kB"
@@ -413,13 +555,49 @@ def _manage(env: dict[str, str], *arguments: str) -> None:
         raise DemoError(f"manage.py {arguments[0]} failed:\n{done.stderr.strip()[-2000:]}")
 
 
+def _scenario(show: Show, day_s: float) -> dict[str, Any]:
+    """Return what the simulated fleet is told; docs/simulation.md says what the members mean."""
+    old = {"name": "old-phone", "share": 0.5, "os_version": "9", "candidate": show.old_phones}
+    return {
+        "name": show.title,
+        "days": 30,
+        "days_after": 0.35,
+        "day_s": day_s,
+        "fleet": {**FLEET, "classes": [old, {"name": "phone", "share": 0.5}]},
+        "incumbent": {"crash": 0.002},
+        "candidate": {"day": 0.3, "crash": 0.002},
+        "expect": {"outcome": show.outcome},
+        "policy": STAGES,
+    }
+
+
+def _told_of_stages(day_s: float) -> str:
+    shares = ", ".join(f"{stage / 100:g} %" for stage in STAGES["stages_bp"])
+    return (
+        f"Real: the server, its rules, HTTP, signatures, the SDK's code. A day lasts {day_s:.0f} s;"
+        f" stages of\n    {shares} last one each, with as many phones watched beside on the"
+        " incumbent."
+    )
+
+
+def _shown(lines: Iterable[str]) -> Iterator[str]:
+    """Yield all lines; print those that tell what happens while it does."""
+    is_live = True
+    for line in lines:
+        is_live = is_live and not line.startswith("Scenario")
+        if is_live and line.startswith("  day"):
+            print(f"  {line.rstrip()}"[:150], flush=True)
+        yield line
+
+
 def _digits() -> list[Picture]:
     """Return scikit-learn's bundled handwritten digits, each as a PNG file."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits, counts, pictures = load_digits(), {}, []
-    wanted = FIRST_NIGHT_PER_LABEL + SECOND_NIGHT_PER_LABEL + HELD_BACK_PER_LABEL
+    nights = FIRST_NIGHT_PER_LABEL + SECOND_NIGHT_PER_LABEL + THIRD_NIGHT_PER_LABEL
+    wanted = nights + HELD_BACK_PER_LABEL
     for index, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
         if counts.get(target, 0) >= wanted:
             continue
@@ -449,18 +627,22 @@ def _pictures_of(folder: Path) -> list[Picture]:
 
 def _divide(
     pictures: Sequence[Picture], labels: Sequence[str]
-) -> tuple[list[Picture], list[Picture], list[Picture]]:
-    """Return the photos held back for the device, of the first night, and of the second."""
+) -> tuple[list[Picture], list[Picture], list[Picture], list[Picture]]:
+    """Return the photos held back for the device, and those of the three nights."""
     held: list[Picture] = []
     first: list[Picture] = []
     second: list[Picture] = []
+    third: list[Picture] = []
     for label in labels:
         own = [picture for picture in pictures if picture.label == label]
         late = max(1, min(SECOND_NIGHT_PER_LABEL, len(own) // 8))
+        last = max(1, min(THIRD_NIGHT_PER_LABEL, len(own) // 16))
         held += own[:HELD_BACK_PER_LABEL]
-        second += own[HELD_BACK_PER_LABEL : HELD_BACK_PER_LABEL + late]
-        first += own[HELD_BACK_PER_LABEL + late :]
-    return held, first, second
+        rest = own[HELD_BACK_PER_LABEL:]
+        second += rest[:late]
+        third += rest[late : late + last]
+        first += rest[late + last :]
+    return held, first, second, third
 
 
 def _slug(name: str) -> str:
