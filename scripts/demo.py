@@ -41,8 +41,14 @@ HELD_BACK_PER_LABEL = 1
 RELEASE_NOTICED_S = 30
 SIGNED_WITHIN_S = 120
 ENDED = {"succeeded", "failed", "cancelled"}
-# A hundred test photos cannot tell two points, the default margin, from chance.
-POLICY = {"auto_accept": "trusted", "min_photos_per_label": 5, "margin": 0.05}
+# A hundred test photos cannot tell two points, the default margin, from chance; and an audience
+# does not wait for a whole backbone to be tuned.
+POLICY = {
+    "auto_accept": "trusted",
+    "min_photos_per_label": 5,
+    "margin": 0.05,
+    "fine_tune_min_photos_per_label": 1000,
+}
 
 # The simulated fleet. Everybody calls from one address, and days last seconds.
 FLEET_SETTINGS = {"THROTTLE_EVENTS": "1000000/minute", "ROLLOUT_LOOK_S": "1"}
