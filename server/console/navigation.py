@@ -43,6 +43,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         "Photos",
         (
             ("Photos", "photo_library", "photos_photo"),
+            ("Golden photos", "star", "training_goldenphoto"),
             ("Volunteers", "groups", "photos_volunteer"),
             ("Reviews", "rate_review", "photos_review"),
             ("Challenges", "flag", "photos_challenge"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.http import HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from django.forms import ModelForm
     from django.http import HttpRequest
 
-
+# As many ids as every server takes in an address.
+MAX_PINNED_BY_ADDRESS = 50
 _STATE_COLOURS = {
     Photo.State.PENDING: "warning",
     Photo.State.ACCEPTED: "success",
@@ -45,7 +47,8 @@ class _ReadOnly(ModelAdmin):
         return False
 
 
-def _picture(photo: Photo, name: str, width_px: int) -> str:
+def photo_image(photo: Photo, name: str, width_px: int) -> str:
+    """Return the photo as an image of at most ``width_px``, or a dash where it was withdrawn."""
     if not photo.blob_sha256:
         return "–"
     return format_html(
@@ -77,7 +80,7 @@ class PhotoAdmin(_ReadOnly):
     list_per_page = 50
     search_fields = ("id", "volunteer__nickname", "contributor")
     date_hierarchy = "created_at"
-    actions = ("accept", "reject")
+    actions = ("accept", "reject", "pin_golden")
     fields = (
         "picture",
         "model",
@@ -104,12 +107,12 @@ class PhotoAdmin(_ReadOnly):
     @admin.display(description="photo")
     def thumbnail(self, photo: Photo) -> str:
         """Show the photo in small."""
-        return _picture(photo, "photo-thumbnail", 96)
+        return photo_image(photo, "photo-thumbnail", 96)
 
     @admin.display(description="photo")
     def picture(self, photo: Photo) -> str:
         """Show the photo."""
-        return _picture(photo, "photo-image", 640)
+        return photo_image(photo, "photo-image", 640)
 
     @admin.display(description="label", ordering="label__name")
     def label_name(self, photo: Photo) -> str:
@@ -129,7 +132,7 @@ class PhotoAdmin(_ReadOnly):
     @admin.display(description="looks like")
     def look_alike(self, photo: Photo) -> str:
         """Show the other person's photo that looks the same."""
-        return _picture(photo.resembles, "photo-image", 320) if photo.resembles else "–"
+        return photo_image(photo.resembles, "photo-image", 320) if photo.resembles else "–"
 
     @admin.action(description="Accept")
     def accept(self, request: HttpRequest, queryset: QuerySet[Photo]) -> None:
@@ -144,6 +147,19 @@ class PhotoAdmin(_ReadOnly):
         ids = queryset.values_list("pk", flat=True)
         count = actions.reject_photos(photo_ids=ids, actor=request.user)
         self.message_user(request, f"{count} photos rejected.", messages.SUCCESS)
+
+    @admin.action(description="Pin as golden test photos")
+    def pin_golden(
+        self, request: HttpRequest, queryset: QuerySet[Photo]
+    ) -> HttpResponseRedirect | None:
+        """Go to the question, which is known by its address only: it stands above this app."""
+        rows = list(queryset.values_list("pk", "model_id")[: MAX_PINNED_BY_ADDRESS + 1])
+        if len({model for _, model in rows}) != 1 or len(rows) > MAX_PINNED_BY_ADDRESS:
+            sentence = f"Tick at most {MAX_PINNED_BY_ADDRESS} photos, all of one model."
+            self.message_user(request, sentence, messages.ERROR)
+            return None
+        query = {"model": rows[0][1], "photos": ",".join(str(pk) for pk, _ in rows)}
+        return HttpResponseRedirect(reverse("admin:training_goldenphoto_add", query=query))
 
 
 class ConsentInline(TabularInline):

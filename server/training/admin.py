@@ -14,12 +14,14 @@ from unfold.enums import ActionVariant
 from server.domain.errors import NotFound
 from server.http.charts import line_chart
 from server.http.pages import Question, ReadOnlyPage, ask, display, shorten
+from server.photos.admin import photo_image
 from server.photos.models import Photo
 from server.registry.models import Model
-from server.training import actions, queries, uploads
-from server.training.forms import TrainForm, UploadForm
+from server.training import actions, golden, queries, uploads
+from server.training.forms import PinForm, ReasonForm, TrainForm, UploadForm
 from server.training.models import (
     DatasetSnapshot,
+    GoldenPhoto,
     Night,
     RunLine,
     SnapshotEntry,
@@ -353,12 +355,123 @@ def _snapshot_rows(snapshot: DatasetSnapshot) -> list[tuple[str, list[int]]]:
 class SnapshotEntryPage(ReadOnlyPage):
     """Which photo was used for what."""
 
-    list_display = ("snapshot", "photo", "label", "split")
+    list_display = ("snapshot", "photo", "label", "split", "is_golden")
     show_full_result_count = False
-    list_filter = ("split", "snapshot__model")
+    list_filter = ("split", "is_golden", "snapshot__model")
     list_select_related = ("snapshot__model", "photo__label")
     search_fields = ("photo__id", "label")
-    fields = ("snapshot", "photo", "label", "split")
+    fields = ("snapshot", "photo", "label", "split", "is_golden")
+
+
+@admin.register(GoldenPhoto)
+class GoldenPage(ReadOnlyPage):
+    """The test photos that staff chose, with who chose each, when and why."""
+
+    list_display = ("thumbnail", "label_shown", "model_shown", "reason", "pinned_by", "pinned_at")
+    list_display_links = ("thumbnail", "label_shown")
+    list_filter = ("photo__model",)
+    list_select_related = ("photo__label", "photo__model", "pinned_by")
+    search_fields = ("photo__id", "reason")
+    actions_detail = ("unpin",)
+    fields = ("picture", "photo", "model_shown", "reason", "pinned_by", "pinned_at")
+    readonly_fields = fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # type: ignore[override]
+        """Adding is pinning."""
+        return bool(request.user.has_perm("training.add_goldenphoto"))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[GoldenPhoto]:
+        """Leave out what was withdrawn."""
+        rows: QuerySet[GoldenPhoto] = super().get_queryset(request)
+        return rows.filter(photo__state=Photo.State.ACCEPTED)
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Ask, then pin."""
+        if not self.has_add_permission(request):
+            raise Http404
+        here = reverse("admin:training_goldenphoto_changelist")
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            pinned = golden.pin_golden(
+                model=values["model"],
+                photo_ids=values["photos"],
+                reason=values["reason"],
+                actor=request.user,
+            )
+            return f"{len(pinned)} photos of {values['model'].slug} are golden now.", here
+
+        model = _chosen_model(request)
+        question = Question(
+            title=f"Pin golden photos of {model.slug}" if model else "Pin golden photos",
+            submit="Pin",
+            back=here,
+            form=PinForm,
+            initial={
+                "model": model,
+                "photos": request.GET.get("photos", "").replace(",", "\n"),
+            },
+            act=act,
+            effects=(
+                "Golden photos are test photos for ever, even when they leave the set again.",
+                "So are all other photos of the people who took them, now and later.",
+                "Every version is measured on them; with gate_on the gate judges on them.",
+                "Photos that trained before are refused, and those of people whose photos train.",
+            ),
+        )
+        return ask(self, request, question)
+
+    @action(description="Take out of the golden set", icon="undo", permissions=["unpin"])
+    def unpin(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, then take one out."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_unpin_permission(request):
+            raise Http404
+        here = reverse("admin:training_goldenphoto_changelist")
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            golden.unpin_golden(
+                model=row.photo.model, photo_ids=[row.photo_id], actor=request.user, **values
+            )
+            return "The photo is golden no longer.", here
+
+        question = Question(
+            title="Take this photo out of the golden set?",
+            submit="Take it out",
+            back=reverse("admin:training_goldenphoto_change", args=[row.pk]),
+            form=ReasonForm,
+            act=act,
+            effects=(
+                "It stays a test photo for ever, and so do the others of whoever took it.",
+                "Figures on the golden set from before and after are of different photos.",
+            ),
+        )
+        return ask(self, request, question)
+
+    def has_unpin_permission(self, request: HttpRequest, object_id: Any = None) -> bool:
+        """Ask for the right to change the set."""
+        return bool(request.user.has_perm("training.delete_goldenphoto"))
+
+    @admin.display(description="photo")
+    def thumbnail(self, row: GoldenPhoto) -> str:
+        """Show the photo in small."""
+        return photo_image(row.photo, "photo-thumbnail", 96)
+
+    @admin.display(description="photo")
+    def picture(self, row: GoldenPhoto) -> str:
+        """Show the photo."""
+        return photo_image(row.photo, "photo-image", 640)
+
+    @admin.display(description="label", ordering="photo__label__name")
+    def label_shown(self, row: GoldenPhoto) -> str:
+        """Name what the photo shows."""
+        return row.photo.label.name
+
+    @admin.display(description="model", ordering="photo__model__slug")
+    def model_shown(self, row: GoldenPhoto) -> str:
+        """Name the model."""
+        return row.photo.model.slug
 
 
 @admin.register(Night)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from django import forms
 from unfold.widgets import (
     UnfoldAdminSelectWidget,
@@ -24,6 +26,35 @@ class TrainForm(forms.Form):
     """Which model to train."""
 
     model = _model_field()
+
+
+class ReasonForm(forms.Form):
+    """Why."""
+
+    reason = forms.CharField(
+        required=False,
+        max_length=300,
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="Kept with who did it and when.",
+    )
+
+
+class PinForm(ReasonForm):
+    """Which photos become golden, and why."""
+
+    model = _model_field()
+    photos = forms.CharField(
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 5}),
+        help_text="The ids, one to a line. Ticking photos in the list of photos fills this in.",
+    )
+    field_order = ("model", "photos", "reason")
+
+    def clean_photos(self) -> list[uuid.UUID]:
+        """Read one id from each line."""
+        try:
+            return [uuid.UUID(word) for word in self.cleaned_data["photos"].split()]
+        except ValueError as error:
+            raise forms.ValidationError("Not every line is the id of a photo.") from error
 
 
 class UploadForm(forms.Form):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from django.urls import path
 
-from server.training import api
+from server.training import api, golden_api
 
 urlpatterns = [
     path("models/<slug:model>/versions", api.Versions.as_view(), name="versions"),
     path("models/<slug:model>/train", api.Train.as_view(), name="train"),
+    path("models/<slug:model>/golden", golden_api.Golden.as_view(), name="golden"),
+    path(
+        "models/<slug:model>/golden/<uuid:photo_id>",
+        golden_api.OneGolden.as_view(),
+        name="golden_photo",
+    ),
     path("runs", api.Runs.as_view(), name="runs"),
     path("runs/<uuid:run_id>", api.OneRun.as_view(), name="run"),
     path("runs/<uuid:run_id>/cancel", api.CancelRun.as_view(), name="cancel_run"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.urls import reverse
 
+from server.console.actions import create_staff_token
 from server.domain.errors import Conflict, NotFound, Unprocessable
 from server.http.models import AuditEntry
 from server.photos import actions as photos
@@ -146,6 +148,51 @@ def test_the_same_picture_of_two_people_never_stands_on_both_sides(model):
     with pytest.raises(Conflict) as raised:
         pin(model, [copy])
     assert raised.value.code == "photo_was_trained"
+
+
+def test_operators_pin_over_rest_and_are_told_why_not(model, client):
+    boss = get_user_model().objects.create_superuser("boss")
+    headers = {"Authorization": f"Bearer {create_staff_token(user=boss)[1]}"}
+    address = f"/api/v1/models/{model.slug}/golden"
+
+    def post(found, **values):
+        body = {"photos": [str(photo.pk) for photo in found], **values}
+        return client.post(address, body, content_type="application/json", headers=headers)
+
+    chosen = of_split(model, "test")[0]
+    assert post([chosen], reason="sharp").json() == {"pinned": 1}
+    refused = post(of_split(model, "train")[:1])
+    assert (refused.status_code, refused.json()["code"]) == (409, "photo_was_trained")
+    (row,) = client.get(address, headers=headers).json()["results"]
+    assert (row["photo"], row["shows"]) == (str(chosen.pk), chosen.label.name)
+    assert (row["pinned_by"], row["reason"]) == ("boss", "sharp")
+    gone = client.delete(f"{address}/{chosen.pk}?reason=blurred", headers=headers)
+    assert gone.status_code == 204
+    assert AuditEntry.objects.get(action="golden.unpin").detail["reason"] == "blurred"
+    assert client.get(address, headers=headers).json()["results"] == []
+
+
+def test_staff_tick_photos_in_the_list_and_are_asked_first(model, admin_client):
+    chosen = of_split(model, "test")[:2]
+    ticked = {"action": "pin_golden", "_selected_action": [str(photo.pk) for photo in chosen]}
+    answer = admin_client.post(reverse("admin:photos_photo_changelist"), ticked)
+    assert answer.status_code == 302
+    page = admin_client.get(answer["Location"])
+    assert b"test photos for ever" in page.content
+    assert str(chosen[0].pk).encode() in page.content
+    body = {"model": model.pk, "photos": "\n".join(str(p.pk) for p in chosen), "reason": "fine"}
+    done = admin_client.post(reverse("admin:training_goldenphoto_add"), body)
+    assert done.status_code == 302
+    assert {row.photo_id for row in GoldenPhoto.objects.all()} == {photo.pk for photo in chosen}
+    body["photos"] = str(of_split(model, "train")[0].pk)
+    refused = admin_client.post(reverse("admin:training_goldenphoto_add"), body)
+    assert refused.status_code == 409
+    assert b"Choose photos that never did" in refused.content
+    row = GoldenPhoto.objects.first()
+    take_out = reverse("admin:training_goldenphoto_unpin", args=[row.pk])
+    assert b"stays a test photo" in admin_client.get(take_out).content
+    assert admin_client.post(take_out, {"reason": "blurred"}).status_code == 302
+    assert GoldenPhoto.objects.count() == 1
 
 
 def test_a_split_cannot_be_changed(model):
