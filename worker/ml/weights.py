@@ -1,17 +1,33 @@
-"""Where pretrained weights come from: a folder, or Keras's own download; never unchecked."""
+"""Where pretrained weights come from: a folder, or Keras's own download; never unchecked.
+
+In the folder (``NIGHTFERRY_WEIGHTS``) these count, in this order:
+
+* files that the architecture knows by name and SHA-256;
+* Keras's own file, which has to have the MD5 that Keras publishes, where it publishes one;
+* ``<architecture>.weights.h5``, written by Keras's ``save_weights``, whose SHA-256 has to stand
+  in the folder's ``SHA256SUMS`` (lines as ``sha256sum`` prints them).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from worker.ml.errors import WeightsUnavailable
+from worker.ml.architectures import find_architecture
+from worker.ml.errors import ArchitectureUnknown, WeightsUnavailable
+
+if TYPE_CHECKING:
+    from worker.ml.architectures import Architecture
+    from worker.ml.architectures.base import KerasFile
+
+CHECKSUMS: Final = "SHA256SUMS"
 
 _DOWNLOAD_TIMEOUT_S: Final = 15.0
 _BLOCK_BYTES: Final = 1 << 20
@@ -29,39 +45,6 @@ class Weights:
 NO_WEIGHTS: Final = Weights(path=None, origin="none", sha256="")
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The names a backbone's weights go by, and what they must hash to.
-
-    ``files`` maps names in a folder to SHA-256; ``keras_name`` is Keras's own file, for which
-    Keras publishes no hash: it comes over a verified connection, and its hash is recorded.
-    """
-
-    files: Mapping[str, str]
-    keras_name: str
-
-
-_KERAS: Final = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
-_KNOWN: Final[Mapping[str, _Known]] = {
-    "mobilenet_v2_0.35_224": _Known(
-        files={
-            "mobilenet_v2_0.35_224_no_top.weights.h5": (
-                "04af0032331eca800a501cbd14b1861ef1d07bfa5728325084bbe295e7ffaecb"
-            )
-        },
-        keras_name=_KERAS.format(alpha="0.35"),
-    ),
-    "mobilenet_v2_1.0_224": _Known(
-        files={
-            "mobilenet_v2_1.0_224_dequantised.weights.h5": (
-                "554ec3ed02d35a89b8e385b193ceeda2b29828020904dc70086a1c3914d0828d"
-            )
-        },
-        keras_name=_KERAS.format(alpha="1.0"),
-    ),
-}
-
-
 def find_weights(
     backbone_name: str, folder: Path | None, *, allow_download: bool = True
 ) -> Weights:
@@ -69,58 +52,99 @@ def find_weights(
 
     Raises :class:`WeightsUnavailable` with a sentence that says what to do.
     """
-    known = _KNOWN.get(backbone_name)
-    if known is None:
+    try:
+        architecture = find_architecture(backbone_name)
+    except ArchitectureUnknown as error:
         message = f"no pretrained weights are known for '{backbone_name}'"
-        raise WeightsUnavailable(message)
-    found = None if folder is None else _find_in_folder(known, folder)
+        raise WeightsUnavailable(message) from error
+    found = None if folder is None else _find_in_folder(architecture, folder)
     if found is not None:
         return found
+    if architecture.keras_file is None:
+        raise WeightsUnavailable(_sentence(architecture, folder, "nobody publishes them for Keras"))
     if not allow_download:
-        raise WeightsUnavailable(_sentence(backbone_name, known, folder, "downloads are off"))
+        raise WeightsUnavailable(_sentence(architecture, folder, "downloads are off"))
     try:
-        path = _download(known)
+        path = _download(architecture.keras_file)
     except Exception as error:
         reason = f"the download failed ({_first_line(error)})"
-        raise WeightsUnavailable(_sentence(backbone_name, known, folder, reason)) from error
+        raise WeightsUnavailable(_sentence(architecture, folder, reason)) from error
     return Weights(path=path, origin="download", sha256=file_sha256(path))
 
 
 def file_sha256(path: Path) -> str:
     """Return the file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
+    return _file_digest(path, "sha256")
+
+
+def _file_digest(path: Path, kind: str) -> str:
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _find_in_folder(known: _Known, folder: Path) -> Weights | None:
-    for name, expected in known.files.items():
-        path = folder / name
-        if path.is_file():
-            actual = file_sha256(path)
-            if actual != expected:
-                message = (
-                    f"{name} in {folder} is damaged or not the known file: its SHA-256 is "
-                    f"{actual[:12]}…, not {expected[:12]}…; replace it"
-                )
-                raise WeightsUnavailable(message, code="weights_wrong")
-            return Weights(path=path, origin="folder", sha256=actual)
-    path = folder / known.keras_name
-    if path.is_file():
-        return Weights(path=path, origin="folder", sha256=file_sha256(path))
+def _find_in_folder(architecture: Architecture, folder: Path) -> Weights | None:
+    for name, expected in architecture.weight_files.items():
+        if (folder / name).is_file():
+            return _checked(folder / name, "sha256", expected)
+    keras_file = architecture.keras_file
+    if keras_file is not None and (folder / keras_file.name).is_file():
+        # Where Keras publishes no hash, the file is taken for what its name says, and loading it
+        # into the network shows whether it is; its own hash is recorded with every version.
+        return _checked(folder / keras_file.name, "md5", keras_file.md5)
+    own = folder / _own_name(architecture)
+    if own.is_file():
+        return _checked(own, "sha256", _listed_sha256(own))
     return None
 
 
-def _download(known: _Known) -> Path:
+def _checked(path: Path, kind: str, expected: str) -> Weights:
+    actual = _file_digest(path, kind)
+    if expected and actual != expected:
+        message = (
+            f"{path.name} in {path.parent} is damaged or not the known file: its"
+            f" {_HASHES[kind]} is {actual[:12]}…, not {expected[:12]}…; replace it"
+        )
+        raise WeightsUnavailable(message, code="weights_wrong")
+    return Weights(path=path, origin="folder", sha256=file_sha256(path))
+
+
+_HASHES: Final = {"sha256": "SHA-256", "md5": "MD5"}
+
+
+def _own_name(architecture: Architecture) -> str:
+    return f"{architecture.name}.weights.h5"
+
+
+def _listed_sha256(path: Path) -> str:
+    """Return what the folder's list says of the file; raises :class:`WeightsUnavailable`."""
+    checksums = path.parent / CHECKSUMS
+    lines = checksums.read_text(encoding="utf-8").splitlines() if checksums.is_file() else []
+    for line in lines:
+        digest, _, name = line.partition(" ")
+        if name.lstrip(" *") == path.name:
+            return digest.lower()
+    message = (
+        f"{path.name} lies in {path.parent}, but no line of its {CHECKSUMS} vouches for it; add"
+        f" what 'sha256sum {path.name}' prints where the file is known to be right"
+    )
+    raise WeightsUnavailable(message, code="weights_unchecked")
+
+
+def _download(file: KerasFile) -> Path:
     """Fetch Keras's own file into Keras's own cache, or take it from there."""
     import keras
-    from keras.src.applications.mobilenet_v2 import BASE_WEIGHT_PATH
 
+    module = importlib.import_module(f"keras.src.applications.{file.module}")
+    address: str = getattr(module, file.address)
     with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
         got = keras.utils.get_file(
-            known.keras_name, BASE_WEIGHT_PATH + known.keras_name, cache_subdir="models"
+            file.name,
+            address + file.name if address.endswith("/") else address,
+            cache_subdir="models",
+            file_hash=file.md5 or None,
         )
     return Path(os.fspath(got))
 
@@ -136,11 +160,12 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _sentence(name: str, known: _Known, folder: Path | None, reason: str) -> str:
+def _sentence(architecture: Architecture, folder: Path | None, reason: str) -> str:
     where = "no folder of weights is set" if folder is None else f"they are not in {folder}"
-    names = " or ".join([*known.files, known.keras_name])
+    known = [architecture.keras_file.name] if architecture.keras_file else []
+    names = " or ".join([*architecture.weight_files, *known, _own_name(architecture)])
     return (
-        f"Pretrained weights of {name} are not available: {where}, and {reason}. "
+        f"Pretrained weights of {architecture.name} are not available: {where}, and {reason}. "
         f"Set NIGHTFERRY_WEIGHTS to a folder that holds {names}."
     )
 

@@ -57,6 +57,8 @@ class Architecture:
     weight_files: Mapping[str, str] = field(default_factory=dict)
     """Names of further weight files that are known, and their SHA-256."""
     resizable: bool = False
+    smallest_px: int = 1
+    """The least ``input_size`` that leaves the last layers something to look at."""
     depths: tuple[str, ...] = ()
     """Layers of the built network, from low to high, whose averaged activations can be cached
     as features; the top, "features", is not among them."""
@@ -65,5 +67,8 @@ class Architecture:
         """Return the same network for photos of ``input_size`` pixels a side."""
         if not self.resizable and input_size != self.input_size:
             message = f"{self.name} takes photos of {self.input_size} px, not {input_size} px"
+            raise ValueError(message)
+        if input_size < self.smallest_px:
+            message = f"{self.name} takes photos from {self.smallest_px} px on, not {input_size} px"
             raise ValueError(message)
         return dataclasses.replace(self, input_size=input_size)
