@@ -14,13 +14,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.ml.errors import ModelUnusable
-from worker.ml.evaluation import predict_tflite
+from worker.ml.evaluation import predict_coreml, predict_tflite
 from worker.ml.preprocessing import Pixels, Preprocessing
 
 FORMAT: Final = 1
@@ -28,6 +28,8 @@ MAX_LATENCY_MS: Final = 5000
 
 _SIDE_PX: Final = 16
 _CANDIDATES: Final = 96
+# NumPy needs its time.
+_SLOW_CANDIDATES: Final = 48
 _PICTURES: Final = 4
 _PER_LABEL: Final = 6
 _SHORTLIST: Final = 24
@@ -60,18 +62,24 @@ class SelfTest:
         )
 
 
-def make_selftest(content: bytes, preprocessing: Preprocessing) -> SelfTest:
-    """Return the self-test of a TFLite image classifier, the same one for the same file.
+def make_selftest(
+    content: bytes, preprocessing: Preprocessing, *, runtime: str = "tflite"
+) -> SelfTest:
+    """Return the self-test of an image classifier, the same one for the same file.
 
-    Raises :class:`ModelUnusable`: ``selftest_impossible`` where no picture gets a clear answer.
+    A Core ML file's answers are calculated by the definitions of its operators, not by Core ML;
+    see ``docs/coreml-on-linux.md``. Raises :class:`ModelUnusable`: ``selftest_impossible`` where
+    no picture gets a clear answer, ``operator_unknown`` where the file cannot be run here.
     """
-    pictures = [draw_picture(number) for number in range(_CANDIDATES)]
+    predict = _coreml(content) if runtime == "coreml" else _tflite(content)
+    candidates = _SLOW_CANDIDATES if runtime == "coreml" else _CANDIDATES
+    pictures = [draw_picture(number) for number in range(candidates)]
     enlarged = [enlarge(picture, preprocessing) for picture in pictures]
-    answers, _ = predict_tflite(content, enlarged, preprocessing)
+    answers = predict(enlarged, preprocessing)
     margins = _margins(answers)
-    listed = _shortlist(answers, margins)
+    listed = _shortlist(answers, margins)[: candidates // 4]
     images = [enlarged[index] for index in listed]
-    needed = _needed_tolerances(content, images, answers[listed], preprocessing)
+    needed = _needed_tolerances(predict, images, answers[listed], preprocessing)
     # Three digits, rounded up: what half the pictures need has to fit in.
     tolerance = float(f"{np.median(needed) * 1.005:.3g}")
     clear = [
@@ -82,7 +90,7 @@ def make_selftest(content: bytes, preprocessing: Preprocessing) -> SelfTest:
     if not clear or tolerance == 0:
         message = "no picture of the self-test gets a clear answer from this file"
         raise ModelUnusable(message, code="selftest_impossible")
-    notice = dict(zip(listed, _sensitivity(content, images, preprocessing), strict=True))
+    notice = dict(zip(listed, _sensitivity(predict, images, preprocessing), strict=True))
     chosen = _choose(sorted(clear, key=lambda index: -notice[index]), answers)
     text, kept = _write(chosen, pictures, answers, tolerance)
     member = {
@@ -169,11 +177,44 @@ def _shortlist(answers: Answers, margins: npt.NDArray[np.float32]) -> list[int]:
     return listed[:_SHORTLIST]
 
 
+class _Predict(Protocol):
+    """Returns a file's answers to pictures; ``otherwise``, by another way of calculating."""
+
+    def __call__(
+        self, images: Sequence[Pixels], preprocessing: Preprocessing, *, otherwise: bool = False
+    ) -> Answers: ...
+
+
+def _tflite(content: bytes) -> _Predict:
+    """Run LiteRT's accelerated kernels; otherwise, its plain ones."""
+
+    def predict(
+        images: Sequence[Pixels], preprocessing: Preprocessing, *, otherwise: bool = False
+    ) -> Answers:
+        return predict_tflite(content, images, preprocessing, is_accelerated=not otherwise)[0]
+
+    return predict
+
+
+def _coreml(content: bytes) -> _Predict:
+    """Calculate with float16 where the file has it; otherwise, with float32 throughout."""
+    from worker.ml.coreml import CoreMLModel
+
+    model = CoreMLModel(content)
+
+    def predict(
+        images: Sequence[Pixels], preprocessing: Preprocessing, *, otherwise: bool = False
+    ) -> Answers:
+        return predict_coreml(model, images, preprocessing, rounds=not otherwise)
+
+    return predict
+
+
 def _needed_tolerances(
-    content: bytes, images: Sequence[Pixels], answers: Answers, preprocessing: Preprocessing
+    predict: _Predict, images: Sequence[Pixels], answers: Answers, preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
     """Return, per picture, how far a device may be off: several times what other kernels are."""
-    others, _ = predict_tflite(content, images, preprocessing, is_accelerated=False)
+    others = predict(images, preprocessing, otherwise=True)
     least = _LEAST_TOLERANCE * (answers.max() - answers.min())
     differ = np.abs(others - answers).max(axis=1)
     needed: npt.NDArray[np.float32] = np.maximum(least, _KERNEL_ALLOWANCE * differ)
@@ -181,14 +222,14 @@ def _needed_tolerances(
 
 
 def _sensitivity(
-    content: bytes, images: Sequence[Pixels], preprocessing: Preprocessing
+    predict: _Predict, images: Sequence[Pixels], preprocessing: Preprocessing
 ) -> list[float]:
     """Return, per picture, how much the fault moves the answers that moves them least."""
-    right, _ = predict_tflite(content, images, preprocessing)
+    right = predict(images, preprocessing)
     moved = []
     for wrong_images, wrong_preprocessing in _faults(images, preprocessing):
         try:
-            wrong, _ = predict_tflite(content, wrong_images, wrong_preprocessing)
+            wrong = predict(wrong_images, wrong_preprocessing)
         except ModelUnusable:
             # Not even a number: nobody can miss it.
             continue

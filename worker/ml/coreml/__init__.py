@@ -12,7 +12,8 @@ See ``docs/coreml-on-linux.md`` for what this shows and what it cannot.
 
 from __future__ import annotations
 
+from worker.ml.coreml.comparison import Comparison, compare
 from worker.ml.coreml.errors import OperatorUnknown
 from worker.ml.coreml.model import CoreMLModel, Feature
 
-__all__ = ["CoreMLModel", "Feature", "OperatorUnknown"]
+__all__ = ["Comparison", "CoreMLModel", "Feature", "OperatorUnknown", "compare"]

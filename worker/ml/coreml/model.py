@@ -43,12 +43,18 @@ class CoreMLModel:
     """
 
     def __init__(self, source: Path | bytes) -> None:
+        self.decoded: Any = None
+        """The MIL program as Core ML Tools read it, weights and all; None of a ``.mlmodel``."""
         with files.opened(source) as (specification, weights_folder):
             self.specification = specification
             self.inputs = [_feature(one) for one in specification.description.input]
-            self._body = _read_body(specification, weights_folder)
+            if specification.WhichOneof("Type") == "mlProgram":
+                self.decoded = files.decode(specification, weights_folder)
+        self._body = Network(specification) if self.decoded is None else Program(self.decoded)
         self.unknown_operators: tuple[str, ...] = self._body.unknown
         self.labels: list[str] | None = self._body.classes
+        self.stored: str = self._body.stored
+        """The coarsest thing that numbers are kept in: ``palette``, ``float16``, ``float32``."""
 
     def predict(
         self, images: Sequence[npt.NDArray[Any]], *, rounds: bool = True
@@ -101,12 +107,6 @@ class CoreMLModel:
             raise ModelUnusable(f"the model answers with {sorted(found)}, not one row a picture")
         answer = found[name] if name in found else next(iter(found.values()))
         return answer.reshape(-1).astype(np.float32)
-
-
-def _read_body(specification: Any, weights_folder: Path) -> Program | Network:
-    if specification.WhichOneof("Type") == "mlProgram":
-        return Program(files.decode(specification, weights_folder))
-    return Network(specification)
 
 
 def _feature(described: Any) -> Feature:

@@ -38,6 +38,7 @@ class Network:
     def __init__(self, specification: Any) -> None:
         self.classes: list[str] | None = None
         self.probabilities: str | None = None
+        self.stored = "float32"
         self._scalers: dict[str, tuple[float, Array]] = {}
         self._steps: list[_Step] = []
         self.outputs = [feature.name for feature in specification.description.output]

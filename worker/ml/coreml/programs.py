@@ -43,6 +43,7 @@ class Program:
         self.classes: list[str] | None = None
         self.probabilities: str | None = None
         self.unknown = _unknown(function)
+        self.stored = _storage(function)
         # Constants of operators that cannot be run are not worth decoding.
         self._steps = [] if self.unknown else self._read(function)
 
@@ -73,7 +74,7 @@ class Program:
         steps = []
         for operation in _operations(function):
             if operation.op_type == "classify":
-                self.classes = [str(label) for label in _constant(operation.inputs["classes"])]
+                self.classes = [str(label) for label in constant_of(operation.inputs["classes"])]
                 self.probabilities = operation.inputs["probabilities"].name
             else:
                 steps.append(_step(operation))
@@ -96,16 +97,31 @@ def _unknown(function: Any) -> tuple[str, ...]:
     return tuple(sorted(kinds - {"classify"} - OPERATORS.keys()))
 
 
+def _storage(function: Any) -> str:
+    """Return the coarsest thing that numbers are kept in."""
+    if any("lut" in operation.op_type for operation in function.operations):
+        return "palette"
+    made = [one for operation in _operations(function) for one in operation.outputs]
+    return "float16" if any(_is_float16(one) for one in made) else "float32"
+
+
+def _is_float16(variable: Any) -> bool:
+    try:
+        return bool(variable.dtype.__name__ == "fp16")
+    except (AttributeError, ValueError):  # a list or a dictionary has no type
+        return False
+
+
 def _step(operation: Any) -> _Step:
     constants: dict[str, Any] = {}
     variables: dict[str, str] = {}
     lists: dict[str, list[str | Array]] = {}
     for name, given in operation.inputs.items():
         if isinstance(given, list | tuple):
-            parts = [(one.name, _constant(one)) for one in given]
+            parts = [(one.name, constant_of(one)) for one in given]
             lists[name] = [of if value is None else _as_number(value) for of, value in parts]
         elif given is not None:
-            value = _constant(given)
+            value = constant_of(given)
             if value is None:
                 variables[name] = given.name
             else:
@@ -114,7 +130,7 @@ def _step(operation: Any) -> _Step:
     return _Step(operation.op_type, constants, variables, lists, outputs)
 
 
-def _constant(variable: Any) -> Any:
+def constant_of(variable: Any) -> Any:
     """Return the constant that a variable is, with palettes and the like expanded, else None."""
     if variable.val is not None:
         return variable.val
