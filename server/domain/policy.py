@@ -7,20 +7,16 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from server.domain.errors import InvalidInput
+from server.domain.variants import COREML_TARGETS, MENU, USUAL
 
-VARIANTS = (
-    "tflite:float32",
-    "tflite:float16",
-    "tflite:int8",
-    "coreml:float16",
-    "coreml:palette8",
-)
+VARIANTS = tuple(MENU)
 
 STRATEGIES = ("auto", "linear", "lower", "fine_tune", "scratch")
 AUGMENTATIONS = ("none", "hand_held", "selfie", "fixed_camera", "scanned")
 
 _MOST_SET_ASIDE = 0.8
 _MOST_VIEWS = 16
+_MOST_COMPRESSION_EPOCHS = 20
 _MAX_COUNT = 1_000_000
 
 
@@ -31,6 +27,8 @@ class TrainingPolicy:
     Shares of photos are fractions of one; ``margin`` and ``variant_tolerance`` are fractions of
     test accuracy (.02 is two points). ``gate_on`` says which photos the gate judges on, and
     ``variant_agreement`` on which share of them a compiled file must answer as the network does.
+    ``coreml_target`` is the oldest system that packages are made for; a kind that needs a newer
+    one says so itself. Pruned and clustered kinds are trained on for ``compression_epochs``.
     """
 
     architecture: str = "auto"
@@ -52,7 +50,9 @@ class TrainingPolicy:
     gate_on: Literal["test", "golden"] = "test"
     variant_tolerance: float = 0.03
     variant_agreement: float = 0.9
-    variants: tuple[str, ...] = VARIANTS
+    variants: tuple[str, ...] = USUAL
+    coreml_target: str = COREML_TARGETS[0]
+    compression_epochs: int = 3
     auto_release: bool = True
     auto_accept: str = "none"
     min_side_px: int = 64
@@ -99,6 +99,14 @@ class TrainingPolicy:
             (
                 bool(self.variants) and set(self.variants) <= set(VARIANTS),
                 f"variants are some of {', '.join(VARIANTS)}",
+            ),
+            (
+                self.coreml_target in COREML_TARGETS,
+                f"coreml_target is one of {', '.join(COREML_TARGETS)}",
+            ),
+            (
+                0 <= self.compression_epochs <= _MOST_COMPRESSION_EPOCHS,
+                f"compression_epochs lies between 0 and {_MOST_COMPRESSION_EPOCHS}",
             ),
             (-(2**31) <= self.seed < 2**31, "seed is a whole number of 32 bits"),
             (

@@ -18,7 +18,8 @@ from unfold.widgets import (
 )
 
 from server.domain.errors import DomainError
-from server.domain.policy import AUGMENTATIONS, STRATEGIES, VARIANTS, TrainingPolicy
+from server.domain.policy import AUGMENTATIONS, STRATEGIES, TrainingPolicy
+from server.domain.variants import COREML_TARGETS, MENU
 from server.registry.actions import check_labels
 from server.registry.models import Model
 
@@ -28,6 +29,7 @@ _CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 _CHOICES = {
     "fit": ("stretch", "center_crop"),
     "gate_on": ("test", "golden"),
+    "coreml_target": COREML_TARGETS,
     "auto_accept": ("none", "trusted"),
     "strategy": STRATEGIES,
     "augmentation": AUGMENTATIONS,
@@ -53,6 +55,8 @@ _HELP = {
     "variant_tolerance": "A compiled file that loses more than this is not shipped.",
     "variant_agreement": "A compiled file gives the network's answer on at least this share.",
     "variants": "What is compiled from each version.",
+    "coreml_target": "The oldest system that Core ML packages are made for.",
+    "compression_epochs": "How long pruned and clustered kinds are trained on; 0 leaves it out.",
     "auto_release": "A candidate that passes the gate goes to production by itself.",
     "auto_accept": "trusted: photos of trusted volunteers need no review.",
     "min_side_px": "Smaller photos are refused.",
@@ -68,7 +72,7 @@ def _policy_field(name: str, default: object) -> forms.Field:
     }
     if name == "variants":
         return forms.MultipleChoiceField(
-            choices=[(kind, kind) for kind in VARIANTS],
+            choices=[(name, f"{name}: {kind.purpose}") for name, kind in MENU.items()],
             widget=UnfoldAdminCheckboxSelectMultipleWidget(),
             **common,
         )

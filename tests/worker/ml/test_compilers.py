@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from server.domain.variants import COREML_TARGETS, MENU
 from tests.worker.ml.conftest import LABELS, SMALL_SIDE, Photos
 from worker.ml import compilers, evaluation
-from worker.ml.compilers import coreml, mlpackage
+from worker.ml.compilers import mlpackage
 from worker.ml.compilers.coreml_check import check_package
+from worker.ml.compression import RECIPES
+from worker.ml.compression.palettes import find_palette
 from worker.ml.errors import CompilationFailed
 from worker.ml.preprocessing import default_preprocessing
 
@@ -53,6 +56,13 @@ def test_two_processes_make_the_same_bytes(
     first, second = (json.loads(output.splitlines()[-1]) for output, _, _ in outcomes)
     assert len(first) == 2 + len(compilers.VARIANTS)
     assert first == second
+
+
+def test_the_menu_is_what_the_compilers_make() -> None:
+    assert [f"{runtime}:{precision}" for runtime, precision in compilers.VARIANTS] == [*MENU]
+    assert compilers.COREML_TARGETS == COREML_TARGETS
+    trained = {":".join(kind) for kind, recipe in RECIPES.items() if recipe.is_tuned}
+    assert trained == {name for name, kind in MENU.items() if kind.is_trained}
 
 
 def test_every_variant_passes_its_own_checks(
@@ -174,7 +184,7 @@ def _edit(files: dict[str, bytes], change: Callable[[bytes], bytes]) -> None:
 
 def test_a_palette_is_the_nearest_and_hardly_coarser_than_rounding() -> None:
     weights = np.random.default_rng(2).standard_t(4, size=(64, 80)).astype(np.float16)
-    palette, indexes = coreml.find_palette(weights)
+    palette, indexes = find_palette(weights, 256)
     assert palette.shape == (256,)
     assert palette.dtype == np.float16
     errors = palette[indexes].astype(float) - weights.reshape(-1)
@@ -185,7 +195,7 @@ def test_a_palette_is_the_nearest_and_hardly_coarser_than_rounding() -> None:
 
 def test_few_different_weights_survive_a_palette_exactly() -> None:
     weights = np.resize(np.array([0.5, -1.25, 3], dtype=np.float16), (60, 60))
-    palette, indexes = coreml.find_palette(weights)
+    palette, indexes = find_palette(weights, 256)
     assert (palette[indexes] == weights.reshape(-1)).all()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker.ml.compilers.base import VARIANTS, About, CompiledFile
+from worker.ml.compilers.base import COREML_TARGETS, VARIANTS, About, CompiledFile
+from worker.ml.compression.recipes import RECIPES
 from worker.ml.errors import CompilationFailed
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from worker.ml.preprocessing import Pixels, Preprocessing
 
-__all__ = ["VARIANTS", "About", "CompiledFile", "compile_variant"]
+__all__ = ["COREML_TARGETS", "VARIANTS", "About", "CompiledFile", "compile_variant"]
 
 
 def compile_variant(
@@ -29,11 +31,15 @@ def compile_variant(
     description: str = "",
     author: str = "",
     license: str = "",  # noqa: A002 - the formats call it so
+    coreml_target: str = COREML_TARGETS[0],
+    compressed: keras.Model | None = None,
 ) -> CompiledFile:
     """Return the network as one file, with labels and preprocessing inside.
 
     ``calibration_images`` are photos from :func:`~worker.ml.preprocessing.load_image`, always
-    the same ones for the same bytes; only int8 uses them.
+    the same ones for the same bytes; integer kinds and filter pruning use them.
+    ``compressed`` is the network by the kind's recipe (:mod:`worker.ml.compression`), where it
+    was trained on; without it the weights are changed here, once, and left at that.
 
     Raises :class:`CompilationFailed`. Checks that fail are no error: they are in the result.
     """
@@ -42,15 +48,25 @@ def compile_variant(
         raise CompilationFailed(message, code="variant_unknown")
     _check_shapes(model, labels, preprocessing)
     about = About(name, str(version), description, author, license)
+    recipe = RECIPES.get((runtime, precision))
+    if recipe is not None and compressed is None:
+        from worker.ml.compression import compress_once
+
+        compressed = compress_once(model, recipe, calibration_images, preprocessing)
+    network = model if compressed is None else compressed
     if runtime == "tflite":
         from worker.ml.compilers import tflite
 
-        return tflite.compile_file(
-            model, precision, labels, preprocessing, calibration_images, about
+        made = tflite.compile_file(
+            network, precision, labels, preprocessing, calibration_images, about
         )
-    from worker.ml.compilers import coreml
+    else:
+        from worker.ml.compilers import coreml
 
-    return coreml.compile_file(model, precision, labels, preprocessing, about)
+        made = coreml.compile_file(
+            network, precision, labels, preprocessing, about, target=coreml_target
+        )
+    return dataclasses.replace(made, network=compressed)
 
 
 def _check_shapes(model: keras.Model, labels: Sequence[str], preprocessing: Preprocessing) -> None:

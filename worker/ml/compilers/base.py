@@ -11,8 +11,28 @@ VARIANTS: Final = (
     ("tflite", "int8"),
     ("coreml", "float16"),
     ("coreml", "palette8"),
+    ("tflite", "dynamic_int8"),
+    ("tflite", "int16x8"),
+    ("tflite", "edgetpu"),
+    ("tflite", "pruned50"),
+    ("tflite", "clustered16"),
+    ("tflite", "filter_pruned50"),
+    ("coreml", "float32"),
+    ("coreml", "linear8"),
+    ("coreml", "palette6"),
+    ("coreml", "palette4"),
+    ("coreml", "palette2"),
+    ("coreml", "palette1"),
+    ("coreml", "pruned50"),
+    ("coreml", "pruned75"),
+    ("coreml", "joint"),
+    ("coreml", "filter_pruned50"),
+    ("coreml", "neuralnetwork"),
 )
 """(runtime, precision), in the order in which they are made."""
+
+COREML_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
+"""Oldest systems that a package can be made for; what it needs in the end, its file says."""
 
 INPUT_NAME: Final = "image"
 OUTPUT_NAME: Final = "probabilities"
@@ -43,6 +63,8 @@ class CompiledFile:
     data: bytes
     requires: dict[str, Any]
     checks: list[dict[str, Any]] = field(default_factory=list)
+    network: Any = field(default=None, compare=False, repr=False)
+    """The Keras network that was compiled where it is not the one given: compressed weights."""
 
     @property
     def failures(self) -> list[str]:

@@ -1,4 +1,8 @@
-"""Core ML packages: ML Program in float16, or with palettes of 256 weights."""
+"""Core ML packages: ML Programs of several widths, and networks for older systems.
+
+What a recipe of :mod:`worker.ml.compression` left in the weights (noughts, few values, whole
+steps) is stored here in less, without any further loss.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from worker.ml.compilers import mlpackage
-from worker.ml.compilers.base import INPUT_NAME, OUTPUT_NAME, About, CompiledFile
+from worker.ml.compilers.base import (
+    COREML_TARGETS,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    About,
+    CompiledFile,
+)
+from worker.ml.compression.palettes import find_palette
+from worker.ml.compression.recipes import RECIPES
 from worker.ml.determinism import pin_tensorflow
 from worker.ml.errors import CompilationFailed
 from worker.ml.preprocessing import Preprocessing
@@ -31,9 +42,15 @@ PREPROCESSING_KEY: Final = "nightferry.preprocessing"
 LABELS_KEY: Final = "nightferry.labels"
 PALETTE_SIZE: Final = 256
 
-_PALETTE_LEAST_WEIGHTS: Final = 2048
-_PALETTE_ROUNDS: Final = 40
+_LEAST_WEIGHTS: Final = 2048
+# Fewer noughts than this take more room as a mask than they save.
+_LEAST_SPARSITY: Final = 0.3
 _OLDEST_SYSTEMS: Final = {
+    1: {"ios": "11.0", "macos": "10.13"},
+    2: {"ios": "11.2", "macos": "10.13.2"},
+    3: {"ios": "12.0", "macos": "10.14"},
+    4: {"ios": "13.0", "macos": "10.15"},
+    5: {"ios": "14.0", "macos": "11.0"},
     6: {"ios": "15.0", "macos": "12.0"},
     7: {"ios": "16.0", "macos": "13.0"},
     8: {"ios": "17.0", "macos": "14.0"},
@@ -48,19 +65,27 @@ def compile_file(
     labels: Sequence[str],
     preprocessing: Preprocessing,
     about: About,
+    *,
+    target: str = COREML_TARGETS[0],
 ) -> CompiledFile:
     """Return the finished file; see :func:`worker.ml.compilers.compile_variant`."""
     from worker.ml.compilers.coreml_check import check_package
 
+    if target not in COREML_TARGETS:
+        message = f"there is no Core ML target {target}; there are {', '.join(COREML_TARGETS)}"
+        raise CompilationFailed(message, code="target_unknown")
     if any((*preprocessing.mean, *(scale - 1 for scale in preprocessing.std))):
         message = "Core ML packages are made of networks that rescale inside only"
         raise CompilationFailed(message, code="preprocessing_unsupported")
-    converted = _convert(model, labels)
-    if precision == "palette8":
-        converted = _palettise(converted)
+    if precision == "neuralnetwork":
+        from worker.ml.compilers import neuralnetwork
+
+        return neuralnetwork.compile_file(model, labels, preprocessing, about)
+    converted = _convert(model, labels, precision, target)
+    converted = _store_in_less(converted, precision)
     specification, weights = _parts(converted)
     _canonicalise(specification)
-    _describe(specification, labels, preprocessing, about)
+    describe(specification, labels, preprocessing, about)
     package = mlpackage.make_package(specification.SerializeToString(deterministic=True), weights)
     content = mlpackage.pack(package, about.name)
     return CompiledFile(
@@ -99,7 +124,22 @@ def quiet() -> Iterator[Any]:
         yield coremltools
 
 
-def _convert(model: keras.Model, labels: Sequence[str]) -> Any:
+def _convert(model: keras.Model, labels: Sequence[str], precision: str, target: str) -> Any:
+    if precision == "joint":
+        # No older system reads weights that are pruned and have a palette.
+        target = COREML_TARGETS[-1]
+    with quiet() as ct:
+        widths = ct.precision.FLOAT32 if precision == "float32" else ct.precision.FLOAT16
+        return convert(
+            model,
+            labels,
+            minimum_deployment_target=ct.target[target],
+            compute_precision=widths,
+        )
+
+
+def convert(model: keras.Model, labels: Sequence[str], **form: Any) -> Any:
+    """Return what Core ML Tools make of the network; ``form`` says which kind of it."""
     tf = pin_tensorflow(0)
     shape = (1, *model.input_shape[1:])
     traced = tf.function(lambda image: {OUTPUT_NAME: model(image, training=False)})
@@ -115,9 +155,8 @@ def _convert(model: keras.Model, labels: Sequence[str]) -> Any:
                 classifier_config=ct.ClassifierConfig(
                     list(labels), predicted_feature_name=LABEL_NAME
                 ),
-                minimum_deployment_target=ct.target.iOS15,
-                compute_precision=ct.precision.FLOAT16,
                 skip_model_load=True,
+                **form,
             )
         except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0][:300]
@@ -125,50 +164,77 @@ def _convert(model: keras.Model, labels: Sequence[str]) -> Any:
             raise CompilationFailed(message) from error
 
 
-def _palettise(converted: Any) -> Any:
+def _store_in_less(converted: Any, precision: str) -> Any:
+    recipe = RECIPES.get(("coreml", precision))
+    if precision == "palette8":
+        return _palettise(converted, PALETTE_SIZE)
+    if recipe is None:
+        return converted
+    if recipe.sparsity:
+        converted = _make_sparse(converted)
+    if recipe.palette:
+        # Nought is an entry of its own, besides those of the weights that stayed.
+        size = recipe.palette + bool(recipe.sparsity)
+        converted = _palettise(converted, size, after_pruning=bool(recipe.sparsity))
+    return _make_linear(converted) if recipe.linear_bits else converted
+
+
+def _palettise(converted: Any, size: int, *, after_pruning: bool = False) -> Any:
     with quiet():
         from coremltools.optimize import coreml as optimize
 
         config = optimize.OptimizationConfig(
             global_config=optimize.OpPalettizerConfig(
                 mode="custom",
-                lut_function=find_palette,
-                weight_threshold=_PALETTE_LEAST_WEIGHTS,
+                lut_function=lambda weights: find_palette(weights, size),
+                weight_threshold=_LEAST_WEIGHTS,
+            ),
+            op_name_configs=_spared(converted, size),
+        )
+        return optimize.palettize_weights(converted, config, joint_compression=after_pruning)
+
+
+def _spared(converted: Any, size: int) -> dict[str, None]:
+    """Return the weights that the recipe left alone: they have more values than the palette."""
+    if size == PALETTE_SIZE:
+        return {}
+    with quiet():
+        from coremltools.optimize import coreml as optimize
+
+        found = optimize.get_weights_metadata(converted, weight_threshold=_LEAST_WEIGHTS)
+        # As float32: NumPy's sorting of float16 leaves values twice on some processors.
+        values = {name: weight.val.astype(np.float32) for name, weight in found.items()}
+        return {
+            name: None
+            for name, weights in values.items()
+            if len(np.unique(weights[weights != 0])) > size
+        }
+
+
+def _make_sparse(converted: Any) -> Any:
+    with quiet():
+        from coremltools.optimize import coreml as optimize
+
+        config = optimize.OptimizationConfig(
+            global_config=optimize.OpThresholdPrunerConfig(
+                threshold=0.0,
+                minimum_sparsity_percentile=_LEAST_SPARSITY,
+                weight_threshold=_LEAST_WEIGHTS,
             )
         )
-        return optimize.palettize_weights(converted, config)
+        return optimize.prune_weights(converted, config)
 
 
-def find_palette(
-    weights: npt.NDArray[np.floating[Any]],
-) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.uint8]]:
-    """Return 256 values, and for each weight (flattened) the index of the nearest.
+def _make_linear(converted: Any) -> Any:
+    with quiet():
+        from coremltools.optimize import coreml as optimize
 
-    Lloyd's algorithm (1982) in one dimension, from evenly spread quantiles: where values are
-    sorted, a cluster is an interval, and a round costs a search. No chance is involved, so it
-    gives the same palette everywhere.
-    """
-    flat = weights.reshape(-1).astype(np.float64)
-    values, inverse, counts = np.unique(flat, return_inverse=True, return_counts=True)
-    if len(values) <= PALETTE_SIZE:
-        palette = np.full(PALETTE_SIZE, values[-1])
-        palette[: len(values)] = values
-        return palette.astype(weights.dtype), inverse.astype(np.uint8).reshape(-1)
-    mass = np.concatenate([[0.0], np.cumsum(counts)])
-    total = np.concatenate([[0.0], np.cumsum(counts * values)])
-    # Half of the first guesses by rank, half by value: outliers need entries of their own.
-    ranks = np.linspace(0, len(values) - 1, PALETTE_SIZE // 2).round().astype(int)
-    steps = np.linspace(values[0], values[-1], PALETTE_SIZE // 2)
-    palette = np.sort(np.concatenate([values[ranks], steps]))
-    for _ in range(_PALETTE_ROUNDS):
-        cuts = np.searchsorted(values, (palette[1:] + palette[:-1]) / 2)
-        edges = np.concatenate([[0], cuts, [len(values)]])
-        weight = np.diff(mass[edges])
-        means = np.diff(total[edges]) / np.maximum(weight, 1.0)
-        palette = np.sort(np.where(weight > 0, means, palette))
-    rounded = palette.astype(weights.dtype).astype(np.float64)
-    nearest = np.searchsorted((rounded[1:] + rounded[:-1]) / 2, values)
-    return rounded.astype(weights.dtype), nearest[inverse].astype(np.uint8).reshape(-1)
+        config = optimize.OptimizationConfig(
+            global_config=optimize.OpLinearQuantizerConfig(
+                mode="linear_symmetric", dtype="int8", weight_threshold=_LEAST_WEIGHTS
+            )
+        )
+        return optimize.linear_quantize_weights(converted, config)
 
 
 def _parts(converted: Any) -> tuple[Any, bytes | None]:
@@ -212,9 +278,10 @@ def _rename_block(block: Any, names: dict[str, str]) -> None:
     block.outputs[:] = [names.get(name, name) for name in block.outputs]
 
 
-def _describe(
+def describe(
     specification: Any, labels: Sequence[str], preprocessing: Preprocessing, about: About
 ) -> None:
+    """Write what the file says of itself into its own metadata."""
     metadata = specification.description.metadata
     metadata.shortDescription = about.description or about.name
     metadata.versionString = about.version

@@ -1,4 +1,4 @@
-"""TFLite files: float32, float16 and int8, with labels and normalisation inside."""
+"""TFLite files: floats and integers of several widths, with labels and normalisation inside."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _FILE_IDENTIFIER: Final = b"TFL3"
 _MIN_RUNTIME: Final = b"min_runtime_version"
 _BUFFER_ALIGNMENT: Final = 16
 _FLOAT_SHARE: Final = 0.01
+_CALIBRATED: Final = ("int8", "int16x8", "edgetpu")
+# What training steps leave is stored as float16, which has all their values.
+_HALVED: Final = ("float16", "pruned50", "clustered16", "filter_pruned50")
 
 
 def compile_file(
@@ -35,8 +38,8 @@ def compile_file(
     about: About,
 ) -> CompiledFile:
     """Return the finished file; see :func:`worker.ml.compilers.compile_variant`."""
-    if precision == "int8" and not len(calibration_images):
-        message = "int8 needs photos to calibrate with, and got none"
+    if precision in _CALIBRATED and not len(calibration_images):
+        message = f"{precision} needs photos to calibrate with, and got none"
         raise CompilationFailed(message, code="calibration_missing")
     calibration = [to_input([image], preprocessing) for image in calibration_images]
     raw = convert(model, precision, calibration=calibration)
@@ -74,14 +77,38 @@ def convert(
             if precision == "int8":
                 return _quantise(folder, calibration)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            if precision == "float16":
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_types = [tf.float16]
-            return bytes(converter.convert())
+            _set_up(converter, precision, calibration)
+            with warnings.catch_warnings():
+                # Of statistics that only training aware of quantisation would have.
+                warnings.simplefilter("ignore", UserWarning)
+                return bytes(converter.convert())
         except (ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0][:300]
             message = f"the network cannot become a TFLite {precision} file: {reason}"
             raise CompilationFailed(message) from error
+
+
+def _set_up(converter: Any, precision: str, calibration: Sequence[npt.NDArray[np.float32]]) -> None:
+    """Tell the converter what numbers the file is to calculate with."""
+    import tensorflow as tf
+
+    if precision == "float32":
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision in _HALVED:
+        converter.target_spec.supported_types = [tf.float16]
+    if precision in _CALIBRATED:
+        converter.representative_dataset = lambda: ([photo] for photo in calibration)
+    if precision == "int16x8":
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+            tf.lite.OpsSet.TFLITE_BUILTINS,
+        ]
+    if precision == "edgetpu":
+        # Everything in integers, or the compiler for the accelerator leaves it to the CPU.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.uint8
 
 
 def _quantise(folder: str, calibration: Sequence[npt.NDArray[np.float32]]) -> bytes:
