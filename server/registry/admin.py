@@ -6,15 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib import admin
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from unfold.admin import TabularInline
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 
-from server.http.pages import Page, Question, ReadOnlyPage, ask, display, percent
+from server.domain.maturity import label_maturity, poorest
+from server.http.pages import Page, Question, ReadOnlyPage, ask, display
 from server.registry import actions, queries
+from server.registry.figures import (
+    accepted_photos,
+    shown_accuracy,
+    version_maturity,
+    version_photos_sentence,
+)
 from server.registry.forms import POLICY_FIELDS, ModelForm, NewModelForm
 from server.registry.models import Label, Model, ModelVersion
 from server.registry.tables import confusion_table, label_rows, patch_rows, variant_rows
@@ -23,6 +30,13 @@ if TYPE_CHECKING:
     from django import forms
     from django.http import HttpRequest
 
+_MATURITY_COLOURS = {
+    "untrained": "danger",
+    "prototype": "warning",
+    "thin": "warning",
+    "enough": "success",
+    "unknown": "info",
+}
 _STATE_COLOURS = {"draft": "info", "published": "success", "failed": "danger"}
 
 
@@ -30,12 +44,24 @@ class LabelInline(TabularInline):
     """A model's labels in their order."""
 
     model = Label
-    fields = ("position", "name")
+    fields = ("position", "name", "accepted_photos")
+    readonly_fields = ("accepted_photos",)
     ordering = ("position",)
     can_delete = False
     extra = 0
     hide_title = True
     verbose_name_plural = "labels, in the order of the network's outputs"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Label]:
+        """Count the photos, in the same query."""
+        rows: QuerySet[Label] = super().get_queryset(request)
+        return rows.annotate(accepted=Count("photos", filter=Q(photos__state="accepted")))
+
+    @display(description="accepted photos")
+    def accepted_photos(self, label: Any) -> str:
+        """Count, and say how far that carries."""
+        minimum = queries.training_policy(label.model).min_photos_per_label
+        return f"{label.accepted}: {label_maturity(label.accepted, minimum=minimum)}"
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Say no: versions depend on the order."""
@@ -46,18 +72,30 @@ class LabelInline(TabularInline):
         return False
 
 
+_MORE = ("upload_version", "see_versions", "see_photos", "change_delivery", "retire")
+
+
 @admin.register(Model)
 class ModelPage(Page):
     """A model: its labels, its policies, and the way to its versions, runs and releases."""
 
     form = ModelForm
-    list_display = ("slug", "name", "label_count", "version_count", "devices", "trains", "service")
+    list_display = (
+        "slug",
+        "name",
+        "label_count",
+        "maturity_shown",
+        "version_count",
+        "devices",
+        "trains",
+        "service",
+    )
     search_fields = ("slug", "name")
     ordering = ("slug",)
     inlines = (LabelInline,)
     actions_detail = (
         "train_now",
-        {"title": "More", "items": ("upload_version", "see_versions", "see_photos", "retire")},
+        {"title": "More", "items": _MORE},
     )
     fieldsets = (
         (None, {"fields": ("slug", "name", "description", "is_open")}),
@@ -88,7 +126,7 @@ class ModelPage(Page):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
         """Count what the list shows, in the same query."""
-        rows: QuerySet[Model] = super().get_queryset(request)
+        rows = queries.models_with_photos().order_by("slug")
         return rows.annotate(
             label_total=Count("labels", distinct=True),
             version_total=Count("versions", distinct=True),
@@ -122,6 +160,13 @@ class ModelPage(Page):
     def label_count(self, model: Any) -> int:
         """Count."""
         return int(model.label_total)
+
+    @display(description="photos", label=_MATURITY_COLOURS)
+    def maturity_shown(self, model: Model) -> str:
+        """Say how far the photos of the poorest label carry today."""
+        minimum = queries.training_policy(model).min_photos_per_label
+        found = poorest(accepted_photos(model), minimum=minimum)
+        return found.value if found is not None else "unknown"
 
     @display(description="versions", ordering="version_total")
     def version_count(self, model: Any) -> int:
@@ -164,6 +209,11 @@ class ModelPage(Page):
     def see_photos(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the list."""
         return _to("admin:photos_photo_changelist", model__id__exact=object_id)
+
+    @action(description="Delivery policy", icon="tune")
+    def change_delivery(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Go to the question."""
+        return HttpResponseRedirect(reverse("admin:rollouts_model_delivery", args=[object_id]))
 
     @action(
         description="Retire", icon="delete_forever", permissions=["change"],
@@ -212,6 +262,7 @@ class VersionPage(ReadOnlyPage):
         "source",
         "architecture",
         "accuracy",
+        "maturity_shown",
         "shipped",
         "created_at",
     )
@@ -260,8 +311,13 @@ class VersionPage(ReadOnlyPage):
 
     @display(description="accuracy")
     def accuracy(self, version: ModelVersion) -> str:
-        """Show the accuracy on the test photos."""
-        return percent(version.metrics.get("accuracy"))
+        """Show the accuracy on the test photos with its interval and their number."""
+        return shown_accuracy(version.metrics)
+
+    @display(description="maturity", label=_MATURITY_COLOURS)
+    def maturity_shown(self, version: ModelVersion) -> str:
+        """Say how far the photos of the poorest label carry."""
+        return version_maturity(version) or "unknown"
 
     @display(description="shipped variants")
     def shipped(self, version: ModelVersion) -> str:
@@ -289,8 +345,12 @@ def _describe(version: ModelVersion) -> dict[str, Any]:
     return {
         "title": f"{version.model.slug}, version {version.number}",
         "version": version,
-        "accuracy": percent(version.metrics.get("accuracy")),
-        "interval": [percent(bound) for bound in version.metrics.get("interval", ())],
+        "accuracy": shown_accuracy(version.metrics),
+        "golden": shown_accuracy(version.metrics["golden"])
+        if version.metrics.get("golden")
+        else "",
+        "maturity": version_maturity(version),
+        "photos_sentence": version_photos_sentence(version),
         "label_rows": label_rows(version),
         "confusion": confusion_table(version),
         "variant_rows": variant_rows(version),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drf_spectacular.utils import extend_schema
 from rest_framework.generics import ListAPIView
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
 
 
+def _described(slug: str) -> dict[str, Any]:
+    return dict(ModelSerializer(queries.models_with_photos().get(slug=slug)).data)
+
+
 class Models(ListAPIView[Model]):
     """All models."""
 
     serializer_class = ModelSerializer
-    queryset = Model.objects.prefetch_related("labels")
+    queryset = queries.models_with_photos()
 
     @extend_schema(operation_id="list_models", summary="List models", tags=["models"])
     def get(self, request: Request) -> Response:
@@ -43,7 +47,7 @@ class Models(ListAPIView[Model]):
     def post(self, request: Request) -> Response:
         """Make a model with its ordered labels."""
         model = actions.create_model(**NewModelSerializer.read(request.data), actor=request.user)
-        return Response(ModelSerializer(model).data, status=201)
+        return Response(_described(model.slug), status=201)
 
 
 class OneModel(APIView):
@@ -57,7 +61,7 @@ class OneModel(APIView):
     )
     def get(self, request: Request, model: str) -> Response:  # noqa: ARG002
         """Return the model."""
-        return Response(ModelSerializer(queries.get_model(model)).data)
+        return Response(_described(queries.get_model(model).slug))
 
     @extend_schema(
         operation_id="change_model",
@@ -73,7 +77,7 @@ class OneModel(APIView):
             **ModelChangeSerializer.read(request.data),
             actor=request.user,
         )
-        return Response(ModelSerializer(changed).data)
+        return Response(_described(changed.slug))
 
 
 class OneVersion(APIView):

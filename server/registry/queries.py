@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from django.db.models import Count, Prefetch, Q, QuerySet
+
 from server.domain.errors import NotFound
 from server.domain.policy import TrainingPolicy
-from server.registry.models import Model, ModelVersion
+from server.registry.models import Label, Model, ModelVersion
 
 
 def get_model(slug: str) -> Model:
@@ -19,6 +21,15 @@ def get_model(slug: str) -> Model:
     except Model.DoesNotExist as error:
         message = f"There is no model called {slug!r}."
         raise NotFound(message, code="unknown_model") from error
+
+
+def models_with_photos() -> QuerySet[Model]:
+    """Return the models with their labels, each with its ``accepted`` photos counted."""
+    # Photos stand above this app, which knows them by the name of their rows only.
+    counted = Label.objects.annotate(
+        accepted=Count("photos", filter=Q(photos__state="accepted"))
+    ).order_by("position")
+    return Model.objects.prefetch_related(Prefetch("labels", queryset=counted))
 
 
 def get_version(model: Model, number: int) -> ModelVersion:

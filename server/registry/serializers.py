@@ -9,18 +9,28 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from server.domain import maturity
 from server.domain.policy import VARIANTS, TrainingPolicy
+from server.domain.variants import USUAL
 from server.http.serializers import Flag, Fraction, StrictSerializer, Text, Whole
+from server.registry.figures import accepted_photos, figures, version_maturity
 from server.registry.models import Model, ModelVersion, Variant
 
 MAX_LABELS = 1001
 LABEL_LENGTH = 80
+_MATURITY = (
+    "By the label with the fewest photos: untrained, prototype (below"
+    f" {maturity.PROTOTYPE_BELOW}), thin (below {maturity.THIN_BELOW}) or enough."
+)
+_MaturityField = serializers.ChoiceField(
+    choices=[kind.value for kind in maturity.Maturity], allow_null=True
+)
 
 
 def _policy_field(name: str, default: object) -> serializers.Field[Any, Any, Any, Any]:
     if name == "variants":
         choice = serializers.ChoiceField(choices=VARIANTS)
-        return serializers.ListField(child=choice, required=False, default=list(VARIANTS))
+        return serializers.ListField(child=choice, required=False, default=list(USUAL))
     kinds: dict[type, type[serializers.Field[Any, Any, Any, Any]]] = {
         bool: Flag,
         int: Whole,
@@ -62,6 +72,17 @@ class PolicyField(serializers.DictField):
         return values
 
 
+class FiguresSerializer(serializers.Serializer[Any]):
+    """An accuracy with what it was counted on."""
+
+    accuracy = serializers.FloatField()
+    correct = serializers.IntegerField()
+    count = serializers.IntegerField()
+    interval = serializers.ListField(
+        child=serializers.FloatField(), min_length=2, max_length=2, help_text="Wilson's, 95 %."
+    )
+
+
 class ModelSerializer(serializers.ModelSerializer[Model]):
     """A model with its labels in their order and its policy with every default filled in."""
 
@@ -69,13 +90,15 @@ class ModelSerializer(serializers.ModelSerializer[Model]):
         many=True, read_only=True, slug_field="name"
     )
     training_policy = serializers.SerializerMethodField()
+    photos = serializers.SerializerMethodField(help_text="Accepted ones of each label.")
+    maturity = serializers.SerializerMethodField(help_text=_MATURITY)
     is_retired = serializers.SerializerMethodField()
 
     class Meta:
         model = Model
         fields = (
-            "slug", "name", "description", "labels", "training_policy", "is_open", "nightly_at",
-            "nightly_enabled", "is_retired", "retired_at", "created_at",
+            "slug", "name", "description", "labels", "photos", "maturity", "training_policy",
+            "is_open", "nightly_at", "nightly_enabled", "is_retired", "retired_at", "created_at",
         )  # fmt: skip
         read_only_fields = fields
 
@@ -83,6 +106,18 @@ class ModelSerializer(serializers.ModelSerializer[Model]):
     def get_training_policy(self, model: Model) -> dict[str, Any]:
         """Return what holds, not only what was set."""
         return dict(vars(TrainingPolicy.read(model.training_policy)))
+
+    @extend_schema_field(serializers.DictField(child=serializers.IntegerField()))
+    def get_photos(self, model: Model) -> dict[str, int]:
+        """Count what the next night could train on."""
+        return accepted_photos(model)
+
+    @extend_schema_field(_MaturityField)
+    def get_maturity(self, model: Model) -> str | None:
+        """Return how far the poorest label's photos carry."""
+        minimum = TrainingPolicy.read(model.training_policy).min_photos_per_label
+        found = maturity.poorest(accepted_photos(model), minimum=minimum)
+        return found.value if found is not None else None
 
     def get_is_retired(self, model: Model) -> bool:
         """Say whether devices are told that the model is gone."""
@@ -138,12 +173,15 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
         read_only=True, slug_field="slug"
     )
     accuracy = serializers.SerializerMethodField()
+    figures = serializers.SerializerMethodField(help_text="The accuracy with count and interval.")
+    golden = serializers.SerializerMethodField(help_text="The same on the golden photos.")
+    maturity = serializers.SerializerMethodField(help_text=_MATURITY)
 
     class Meta:
         model = ModelVersion
         fields: tuple[str, ...] = (
-            "model", "number", "state", "source", "architecture", "labels", "accuracy", "notes",
-            "failure", "created_at", "published_at",
+            "model", "number", "state", "source", "architecture", "labels", "accuracy", "figures",
+            "golden", "maturity", "notes", "failure", "created_at", "published_at",
         )  # fmt: skip
         read_only_fields = fields
 
@@ -151,6 +189,21 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
         """Return the accuracy on the test photos, where there were any."""
         accuracy = version.metrics.get("accuracy")
         return float(accuracy) if accuracy is not None else None
+
+    @extend_schema_field(FiguresSerializer(allow_null=True))
+    def get_figures(self, version: ModelVersion) -> dict[str, Any] | None:
+        """Return the accuracy on all test photos with its count and interval."""
+        return figures(version.metrics)
+
+    @extend_schema_field(FiguresSerializer(allow_null=True))
+    def get_golden(self, version: ModelVersion) -> dict[str, Any] | None:
+        """Return the accuracy on the golden photos, where there were any."""
+        return figures(version.metrics.get("golden") or {})
+
+    @extend_schema_field(_MaturityField)
+    def get_maturity(self, version: ModelVersion) -> str | None:
+        """Return how far the photos of the version's poorest label carry."""
+        return version_maturity(version)
 
 
 class VersionDetailSerializer(VersionSerializer):

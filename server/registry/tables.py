@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from server.domain.maturity import label_maturity
 from server.http.pages import percent, size
+from server.registry.figures import label_figures, shown, shown_accuracy
 from server.registry.models import ModelVersion, Variant
 
 # A wider matrix tells nobody anything; the list of the worst pairs does.
@@ -30,6 +32,7 @@ class VariantRow:
     variant: Variant
     size: str
     accuracy: str
+    agreement: str
     latency: str
     selftest: str
     verdict: str
@@ -50,14 +53,21 @@ class PatchRow:
 def label_rows(version: ModelVersion) -> list[dict[str, Any]]:
     """Return each label with how often it was found, and how often it was right when said."""
     per_label = version.metrics.get("per_label") or {}
+    photos = version.metrics.get("photos") or {}
+    rows = (label_figures(label, found) for label, found in per_label.items())
     return [
         {
-            "label": label,
-            "recall": percent(figures.get("recall")),
-            "precision": percent(figures.get("precision")),
-            "count": figures.get("count", 0),
+            "label": row["label"],
+            "recall": shown(row["found"], row["shown"]),
+            "precision": percent(row["precision"])
+            if row["said"] is None
+            else shown(row["found"], row["said"]),
+            "photos": photos.get(row["label"], "–"),
+            "maturity": label_maturity(photos[row["label"]], minimum=0).value
+            if row["label"] in photos
+            else "",
         }
-        for label, figures in per_label.items()
+        for row in rows
     ]
 
 
@@ -97,13 +107,16 @@ def variant_rows(version: ModelVersion) -> list[VariantRow]:
 
 def _variant_row(variant: Variant) -> VariantRow:
     latency = (variant.metrics.get("latency_ms") or {}).get("p50")
-    accuracy = variant.metrics.get("accuracy")
+    agreement = variant.metrics.get("agreement") or {}
     return VariantRow(
         variant=variant,
         size=size(variant.size_bytes) if variant.size_bytes else "–",
-        accuracy=percent(accuracy)
-        if accuracy is not None
+        accuracy=shown_accuracy(variant.metrics)
+        if variant.metrics.get("accuracy") is not None
         else str(variant.metrics.get("measured", "not measured")),
+        agreement=shown(agreement.get("agreeing", 0), agreement.get("count", 0))
+        if "agreeing" in agreement
+        else percent(agreement.get("top1")),
         latency=f"{latency:.1f} ms" if latency is not None else "–",
         selftest=_selftest(variant),
         verdict="shipped"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.http import Http404, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from unfold.decorators import action
@@ -16,8 +17,11 @@ from server.http.charts import line_chart
 from server.http.pages import Question, ReadOnlyPage, ask, display, shorten
 from server.photos.admin import photo_image
 from server.photos.models import Photo
-from server.registry.models import Model
+from server.registry.figures import shown, shown_accuracy
+from server.registry.models import Model, ModelVersion
+from server.registry.tables import confusion_table, label_rows, variant_rows
 from server.training import actions, golden, queries, uploads
+from server.training.cards import model_card
 from server.training.forms import PinForm, ReasonForm, TrainForm, UploadForm
 from server.training.models import (
     DatasetSnapshot,
@@ -86,8 +90,10 @@ class RunPage(ReadOnlyPage):
     def get_urls(self) -> list[URLPattern]:
         """Add the part of a run's page that is fetched again and again."""
         live = self.admin_site.admin_view(self.live_view)
+        card = self.admin_site.admin_view(self.card_view)
         return [
             path("<uuid:run_id>/live/", live, name="training_trainingrun_live"),
+            path("cards/<int:version_id>/", card, name="training_trainingrun_card"),
             *super().get_urls(),
         ]
 
@@ -116,6 +122,19 @@ class RunPage(ReadOnlyPage):
         except NotFound as error:
             raise Http404 from error
         return TemplateResponse(request, "training/run_live.html", describe_run(run))
+
+    def card_view(self, request: HttpRequest, version_id: int) -> HttpResponse:
+        """Answer with a version's model card."""
+        if not request.user.has_perm("registry.view_modelversion"):
+            raise Http404
+        versions = ModelVersion.objects.select_related("model", "parent")
+        version = get_object_or_404(versions.prefetch_related("variants"), pk=version_id)
+        return self.show(
+            request,
+            "training/card.html",
+            f"{version.model.slug} {version.number}: model card",
+            **describe_card(version),
+        )
 
     def add_view(
         self,
@@ -223,6 +242,35 @@ class RunPage(ReadOnlyPage):
     def outcome_shown(self, run: TrainingRun) -> str:
         """Show the beginning of what came of it."""
         return shorten(run.outcome)
+
+
+def describe_card(version: ModelVersion) -> dict[str, Any]:
+    """Return what the page of a model card shows."""
+    card = model_card(version)
+    cameras = (card["data"] or {}).get("cameras") or {}
+    return {
+        "version": version,
+        "card": card,
+        "overall": shown_accuracy(version.metrics),
+        "golden": shown_accuracy(version.metrics.get("golden") or {})
+        if card["metrics"]["golden"]
+        else "",
+        "label_rows": label_rows(version),
+        "variant_rows": variant_rows(version),
+        "confusion": confusion_table(version),
+        "camera_rows": [
+            (row["camera"], shown(row["correct"], row["count"]))
+            for row in card["metrics"]["per_camera"]
+        ],
+        "camera_counts": [
+            (split, ", ".join(f"{camera} {count}" for camera, count in sorted(found.items())))
+            for split, found in cameras.items()
+            if found
+        ],
+        "pins": ", ".join(
+            f"{name} {value}" for name, value in (version.lineage.get("pins") or {}).items()
+        ),
+    }
 
 
 def describe_run(run: TrainingRun) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from server.registry.models import ModelVersion
-from server.registry.queries import get_model
+from server.registry.queries import get_model, get_version
 from server.registry.serializers import VersionSerializer
 from server.training import actions, queries, uploads
+from server.training.cards import model_card
 from server.training.models import TrainingRun
 from server.training.serializers import (
     AfterSerializer,
+    CardSerializer,
     RunDetailSerializer,
     RunFilterSerializer,
     RunSerializer,
@@ -69,6 +71,20 @@ class Versions(ListAPIView[ModelVersion]):
                 model=target, file=file, filename=file.name, **values, actor=request.user
             )
         )
+
+
+class Card(APIView):
+    """What there is to know of a version, in one document."""
+
+    @extend_schema(
+        operation_id="get_card",
+        summary="Show a version's model card",
+        tags=["versions"],
+        responses={200: CardSerializer},
+    )
+    def get(self, request: Request, model: str, number: int) -> Response:  # noqa: ARG002
+        """Return the card: data, training, figures, gate, weaknesses, limits, provenance."""
+        return Response(model_card(get_version(get_model(model), number)))
 
 
 class Train(APIView):

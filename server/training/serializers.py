@@ -102,6 +102,29 @@ class RunDetailSerializer(RunSerializer):
         return CurvePointSerializer(queries.curve(run, after=self.context["after"]), many=True).data
 
 
+class CardSerializer(serializers.Serializer[Any]):
+    """A model card after Mitchell and others (2019); every figure with count and interval."""
+
+    spec_version = serializers.IntegerField()
+    details = serializers.DictField(help_text="Model, version, network, labels, maturity.")
+    data = serializers.DictField(
+        allow_null=True, help_text="Photos by label and split, contributors, cameras, period, rule."
+    )
+    training = serializers.DictField(
+        help_text="How it was tuned, from which weights, in which run."
+    )
+    metrics = serializers.DictField(
+        help_text="Overall, golden, per_label, per_camera, confusion; intervals are Wilson's, 95 %."
+    )
+    variants = serializers.ListField(child=serializers.DictField())
+    gate = serializers.DictField(allow_null=True)
+    weaknesses = serializers.ListField(child=serializers.CharField())
+    limits = serializers.ListField(child=serializers.CharField())
+    provenance = serializers.DictField(
+        help_text="Digests, seed, pins, licence, who attested it, releases."
+    )
+
+
 class RunFilterSerializer(serializers.Serializer[Any]):
     """Which runs to list."""
 

@@ -9,6 +9,7 @@ from server.training import api, golden_api
 urlpatterns = [
     path("models/<slug:model>/versions", api.Versions.as_view(), name="versions"),
     path("models/<slug:model>/train", api.Train.as_view(), name="train"),
+    path("models/<slug:model>/versions/<int:number>/card", api.Card.as_view(), name="version_card"),
     path("models/<slug:model>/golden", golden_api.Golden.as_view(), name="golden"),
     path(
         "models/<slug:model>/golden/<uuid:photo_id>",

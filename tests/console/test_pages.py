@@ -49,6 +49,8 @@ def _pages() -> list[str]:
     version = ModelVersion.objects.filter(state="published").first()
     pages.append(reverse("admin:rollouts_recall_add", query={"version": version.pk}))
     pages.append(reverse("admin:rollouts_release_add", query={"version": version.pk}))
+    pages.append(reverse("admin:training_trainingrun_card", args=[version.pk]))
+    pages.append(reverse("admin:training_goldenphoto_add"))
     run = version.model.runs.first()
     return [*pages, reverse("admin:training_trainingrun_live", args=[run.pk])]
 

@@ -67,6 +67,7 @@ CALLS = {
     "GET models/<slug:model>/golden": STAFF,
     "POST models/<slug:model>/golden": STAFF,
     "DELETE models/<slug:model>/golden/<uuid:photo_id>": STAFF,
+    "GET models/<slug:model>/versions/<int:number>/card": STAFF,
     "POST models/<slug:model>/train": STAFF,
     "GET runs": STAFF,
     "GET runs/<uuid:run_id>": STAFF,
