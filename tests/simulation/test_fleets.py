@@ -84,18 +84,20 @@ def test_a_candidate_that_crashes_on_one_class_of_devices_is_rolled_back(server,
     crash = read_shipped("crash")
     # It takes three starts to tell a crash, and a stage has to last longer than that.
     crash["fleet"] |= {"devices": 240, "clocks": [], "offline_per_day": 0, "sessions_per_day": 8}
-    crash |= {"day_s": 15, "days": 4, "policy": {**QUICK, "min_hours": 24}}
+    crash |= {"day_s": 15, "days": 12, "policy": {**QUICK, "min_hours": 24, "deadline_days": 12}}
     report = simulate(server, tmp_path, "crashing", "--candidate", "2", scenario=crash)
     assert report["rollout"]["state"] == "rolled_back", report["timeline"]
     assert "crash" in report["rollout"]["outcome"]
-    assert report["exposed"] < 240 * 0.75
+    # It is seen for another day how everybody goes back, and no longer.
+    assert report["remaining"] < report["exposed"] < 240 * 0.75
+    assert report["last_day"] < 12
 
 
 @pytest.mark.timeout(600)
 def test_an_equal_candidate_is_promoted(server, tmp_path):
     equal = read_shipped("equal")
     equal["fleet"] |= {"devices": 200, "offline_per_day": 0}
-    equal |= {"day_s": 15, "days": 3.5, "policy": {**QUICK, "deadline_days": 4}}
+    equal |= {"day_s": 15, "days": 12, "policy": {**QUICK, "deadline_days": 12}}
     report = simulate(server, tmp_path, "equal", "--candidate", "2", scenario=equal)
     assert report["rollout"]["state"] == "promoted", report["timeline"]
     assert not report["rollout"]["false_alarm"]
