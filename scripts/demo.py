@@ -387,7 +387,7 @@ class Demo:
         print(
             f"  ✓ {show.outcome.replace('_', ' ')} by the server: {rollout['outcome']}\n"
             f"    {report['exposed']} of {FLEET['devices']} phones ever used version {version},"
-            f" {report['remaining']} do now. {asked} requests, {report['events']['accepted']}"
+            f" {report['remaining']} at the end. {asked} requests, {report['events']['accepted']}"
             " events.\n"
             f"    {self._page(report)}"
         )
