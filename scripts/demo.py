@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -40,7 +41,7 @@ THIRD_NIGHT_PER_LABEL = 2
 HELD_BACK_PER_LABEL = 1
 RELEASE_NOTICED_S = 30
 SIGNED_WITHIN_S = 120
-WIDEST = 140
+WIDEST = 120
 ENDED = {"succeeded", "failed", "cancelled"}
 # A hundred test photos cannot tell two points, the default margin, from chance; and an audience
 # does not wait for a whole backbone to be tuned.
@@ -384,8 +385,9 @@ class Demo:
         started, offered = (one["day"] for one in report["timeline"][:2])
         self.signing_s = max(self.signing_s, (offered - started) * day_s)
         asked = sum(row["count"] for row in load.values())
+        why = f"  ✓ {show.outcome.replace('_', ' ')} by the server: {rollout['outcome']}"
+        print(textwrap.fill(why, 110, subsequent_indent="    "))
         print(
-            f"  ✓ {show.outcome.replace('_', ' ')} by the server: {rollout['outcome']}\n"
             f"    {report['exposed']} of {FLEET['devices']} phones ever used version {version},"
             f" {report['remaining']} at the end. {asked} requests, {report['events']['accepted']}"
             " events.\n"
