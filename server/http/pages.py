@@ -66,13 +66,15 @@ class Question:
 
     ``effects`` are sentences that say what will happen, to whom and when. ``act`` gets the form's
     values and returns a sentence that says what was done, with the address to go on at, or a
-    page of its own.
+    page of its own. ``confirm`` gets them before and returns sentences on what just these values
+    come to, which are shown with one more question; none of them, and it is done at once.
     """
 
     title: str
     submit: str
     back: str
     act: Callable[[dict[str, Any]], tuple[str, str] | HttpResponse]
+    confirm: Callable[[dict[str, Any]], Sequence[str]] | None = None
     effects: Sequence[str] = ()
     form: type[forms.Form] | None = None
     initial: dict[str, Any] | None = None
@@ -84,13 +86,19 @@ def ask(page: Page, request: HttpRequest, question: Question) -> HttpResponse:
     """Show the question, or do it where it was answered; a refusal is shown with its reason."""
     form = _form(question, request)
     error = ""
-    if request.method == "POST" and question.is_possible and (form is None or form.is_valid()):
+    consequences: Sequence[str] = ()
+    is_answered = request.method == "POST" and question.is_possible and "again" not in request.POST
+    if is_answered and (form is None or form.is_valid()):
+        values = form.cleaned_data if form is not None else {}
         try:
-            done = question.act(form.cleaned_data if form is not None else {})
+            if question.confirm is not None and "confirmed" not in request.POST:
+                consequences = question.confirm(values)
+            done = None if consequences else question.act(values)
         except DomainError as refusal:
             error = refusal.detail
         else:
-            return done if isinstance(done, HttpResponse) else _go_on(request, *done)
+            if done is not None:
+                return done if isinstance(done, HttpResponse) else _go_on(request, *done)
     response = page.show(
         request,
         "nightferry/question.html",
@@ -98,6 +106,9 @@ def ask(page: Page, request: HttpRequest, question: Question) -> HttpResponse:
         question=question,
         form=form,
         error=error,
+        consequences=consequences,
+        # Templates call what can be called.
+        is_first_step=question.confirm is not None and not consequences,
     )
     # A refused answer is no success, whatever its page looks like.
     response.status_code = 409 if error else 200

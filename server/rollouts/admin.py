@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.contrib import admin
 from django.db.models import QuerySet
-from django.http import Http404, HttpResponse
-from django.urls import reverse
+from django.http import Http404, HttpResponse, HttpResponseRedirect
+from django.urls import path, reverse
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 
 from server.http.pages import Question, ReadOnlyPage, ask, display, size
-from server.registry.models import ModelVersion
+from server.registry.models import Model, ModelVersion
 from server.rollouts import actions, queries
 from server.rollouts.forms import PUBLISHED, ReasonForm, RecallForm, ReleaseForm
 from server.rollouts.models import Channel, Recall, Release
 from server.rollouts.pages.admin import RolloutPage
+from server.rollouts.pages.delivery import ask_delivery, ask_golden, soon
 from server.telemetry.queries import device_count
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
+    from django.urls import URLPattern
 
 __all__ = ["RolloutPage"]  # registers with its import
 
@@ -33,7 +34,7 @@ class ChannelPage(ReadOnlyPage):
     list_display = ("channel", "serves", "since")
     list_filter = ("model",)
     list_select_related = ("model",)
-    actions_detail = ("release", "roll_back", "kill")
+    actions_detail = ("release", "roll_back", "kill", "golden", "delivery")
     change_form_outer_before_template = "rollouts/channel.html"
     fields = ("model", "name")
     readonly_fields = fields
@@ -65,6 +66,21 @@ class ChannelPage(ReadOnlyPage):
             request, object_id, form_url, {**(extra_context or {}), **context}
         )
         return response
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the models' delivery policies: a model has one before it has any channel."""
+        view = self.admin_site.admin_view(self.delivery_view)
+        return [
+            path("delivery/<int:model_id>/", view, name="rollouts_model_delivery"),
+            *super().get_urls(),
+        ]
+
+    def delivery_view(self, request: HttpRequest, model_id: int) -> HttpResponse:
+        """Ask how new versions reach devices."""
+        model = Model.objects.filter(pk=model_id).first()
+        if model is None or not self.may_act(request):
+            raise Http404
+        return ask_delivery(self, request, model)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer what may be done."""
@@ -138,6 +154,19 @@ class ChannelPage(ReadOnlyPage):
             effects=_kill_effects(channel, current),
         )
         return ask(self, request, question)
+
+    @action(description="Golden version", icon="star")
+    def golden(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask for the version that the holdout stays on."""
+        return ask_golden(self, request, self._channel(request, object_id))
+
+    @action(description="Delivery policy", icon="tune")
+    def delivery(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Go to the question."""
+        channel = self._channel(request, object_id)
+        return HttpResponseRedirect(
+            reverse("admin:rollouts_model_delivery", args=[channel.model_id])
+        )
 
     def _channel(self, request: HttpRequest, object_id: str) -> Channel:
         channel = self.get_object(request, object_id)
@@ -295,14 +324,9 @@ def _address(channel: Channel) -> str:
     return reverse("admin:rollouts_channel_change", args=[channel.pk])
 
 
-def _soon() -> str:
-    hours = settings.POLL_INTERVAL_S / 3600
-    return f"at their next check, within about {hours:.1f} hours".replace(".0 hours", " hours")
-
-
 def _release_effects(version: ModelVersion | None, channel: str) -> list[str]:
     if version is None:
-        return [f"Devices on the channel are offered the version {_soon()}."]
+        return [f"Devices on the channel are offered the version {soon()}."]
     current = queries.incumbent(version.model, channel)
     before = (
         f"Devices on {channel} are served {current.label} (version {current.version.number}) now."
@@ -315,7 +339,7 @@ def _release_effects(version: ModelVersion | None, channel: str) -> list[str]:
     )
     return [
         before,
-        f"All of them are offered version {version.number} {_soon()}.",
+        f"All of them are offered version {version.number} {soon()}.",
         f"Each downloads one file that suits it: {files}.",
         "A device that cannot fetch or verify its file keeps what it has.",
     ]
@@ -336,7 +360,7 @@ def _rollback_effects(
             f"Version {earlier.version.number} is released again as v{channel.next_label}, in place"
             f" of {current.label} (version {current.version.number})."
         ),
-        f"Devices change over {_soon()}; those that still hold the older file fetch nothing.",
+        f"Devices change over {soon()}; those that still hold the older file fetch nothing.",
         f"Version {current.version.number} is not revoked and may be released again.",
     ]
 
@@ -353,7 +377,7 @@ def _kill_effects(channel: Channel, current: Release | None) -> list[str]:
     return [
         (
             f"{current.label} (version {current.version.number}) is revoked. Devices that hold it"
-            f" delete it {_soon()}, and its files are no longer served."
+            f" delete it {soon()}, and its files are no longer served."
         ),
         f"{device_count(channel.model, current.label)} devices have reported about it so far.",
         after,
@@ -367,7 +391,7 @@ def _recall_effects(version: ModelVersion | None) -> list[str]:
     effects = [
         (
             f"Every file of version {version.number} is revoked on every channel. Devices that hold"
-            f" one delete it {_soon()}, and none is served any more."
+            f" one delete it {soon()}, and none is served any more."
         )
     ]
     withdrawn = queries.releases_with_files_of(version)

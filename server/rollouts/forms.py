@@ -26,7 +26,8 @@ PUBLISHED = (
 )
 
 
-def _reason() -> forms.CharField:
+def reason_field() -> forms.CharField:
+    """Return the field that asks why."""
     return forms.CharField(
         required=False,
         max_length=1000,
@@ -35,7 +36,7 @@ def _reason() -> forms.CharField:
     )
 
 
-class _VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
+class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
     """Versions with how good they are."""
 
     def label_from_instance(self, obj: Any) -> str:
@@ -48,13 +49,13 @@ class _VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
 class ReleaseForm(forms.Form):
     """What is released, and where."""
 
-    version = _VersionField(
+    version = VersionField(
         queryset=PUBLISHED, widget=UnfoldAdminSelectWidget(), empty_label="Choose a version"
     )
     channel = forms.SlugField(
         max_length=63, initial="production", widget=UnfoldAdminTextInputWidget()
     )
-    reason = _reason()
+    reason = reason_field()
     notes = forms.CharField(
         required=False,
         max_length=4000,
@@ -72,13 +73,13 @@ class ReleaseForm(forms.Form):
 class RolloutForm(forms.Form):
     """What rolls out, and where."""
 
-    version = _VersionField(
+    version = VersionField(
         queryset=PUBLISHED, widget=UnfoldAdminSelectWidget(), empty_label="Choose a version"
     )
     channel = forms.SlugField(
         max_length=63, initial="production", widget=UnfoldAdminTextInputWidget()
     )
-    reason = _reason()
+    reason = reason_field()
     notes = forms.CharField(
         required=False,
         max_length=4000,
@@ -90,15 +91,15 @@ class RolloutForm(forms.Form):
 class RecallForm(forms.Form):
     """What is recalled, and why."""
 
-    version = _VersionField(
+    version = VersionField(
         queryset=PUBLISHED.filter(recall__isnull=True),
         widget=UnfoldAdminSelectWidget(),
         empty_label="Choose a version",
     )
-    reason = _reason()
+    reason = reason_field()
 
 
 class ReasonForm(forms.Form):
     """Why."""
 
-    reason = _reason()
+    reason = reason_field()

@@ -43,12 +43,13 @@ def _pages() -> list[str]:
         for name in (
             "registry_model_add", "training_trainingrun_add", "training_trainingrun_upload",
             "rollouts_release_add", "rollouts_recall_add", "delivery_applicationkey_add",
-            "auth_user_add",
+            "rollouts_rollout_add", "rollouts_override_add", "auth_user_add",
         )
     ]  # fmt: skip
     version = ModelVersion.objects.filter(state="published").first()
     pages.append(reverse("admin:rollouts_recall_add", query={"version": version.pk}))
     pages.append(reverse("admin:rollouts_release_add", query={"version": version.pk}))
+    pages.append(reverse("admin:rollouts_model_delivery", args=[version.model_id]))
     pages.append(reverse("admin:training_trainingrun_card", args=[version.pk]))
     pages.append(reverse("admin:training_goldenphoto_add"))
     run = version.model.runs.first()

@@ -31,6 +31,7 @@ from server.rollouts.models import (
     Webhook,
     WebhookCall,
 )
+from server.rollouts.pages.delivery import ask_draft, ask_override
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -64,7 +65,7 @@ class RolloutPage(ReadOnlyPage):
     list_filter = ("state", "channel__model", "channel__name")
     list_select_related = ("channel__model", "version", "candidate")
     ordering = ("-pk",)
-    actions_detail = (*_WORDS, "approve")
+    actions_detail = (*_WORDS, "approve", "targeting")
     change_form_outer_before_template = "rollouts/rollout.html"
     fields = (
         "channel", "version", "candidate", "incumbent", "nonce", "policy", "targeting",
@@ -126,6 +127,8 @@ class RolloutPage(ReadOnlyPage):
         verbs = {verb for verb in _WORDS if _STATE_VERBS.get(verb, verb) in rollout.verbs}
         if rollout.state in {"draft", "queued"} and staging.missing_approvals(rollout):
             verbs.add("approve")
+        if rollout.state in {"draft", "queued"}:
+            verbs.add("targeting")
         return [one for one in offered if one.action_name.rpartition("_")[2] in verbs]
 
     def _ask(self, request: HttpRequest, object_id: str, verb: str) -> HttpResponse:
@@ -206,6 +209,14 @@ class RolloutPage(ReadOnlyPage):
         )
         return ask(self, request, question)
 
+    @action(description="Targeting and stages", icon="tune")
+    def targeting(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask what is to change before the start."""
+        rollout = self.get_object(request, object_id)
+        if rollout is None or not self.may_act(request):
+            raise Http404
+        return ask_draft(self, request, rollout)
+
     @display(description="rollout", ordering="pk")
     def rollout(self, rollout: Rollout) -> str:
         """Name it."""
@@ -271,6 +282,18 @@ class OverridePage(ReadOnlyPage):
     fields = ("device", "channel", "release", "rollout", "reason", "created_by", "created_at")
     readonly_fields = fields
     actions_detail = ("remove",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # type: ignore[override]
+        """Installations are given versions here."""
+        return bool(request.user.has_perm("rollouts.add_override"))
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Ask who gets what."""
+        if not self.has_add_permission(request):
+            raise Http404
+        return ask_override(self, request)
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer to remove it."""
