@@ -3,11 +3,14 @@
     python -m benchmarks.events [--seconds 8] [--rate 1000] [--batch 10]
 
 The whole web server of this repository with one released model, and beside it a process that
-counts events every five seconds as the worker does; on SQLite, and on PostgreSQL with Redis. In
-one run, one after the other: 100 update checks a second alone; the same with ``--rate`` events a
-second in batches of ``--batch``; and as many events as two connections get through. Latencies
-run from the moment a request was due, so that a server that stalls is not spared. In the end
-every event that was accepted has to be counted exactly once.
+counts events every five seconds as the worker does: embedded on SQLite, the same on PostgreSQL
+with Redis, and as production runs it, behind nginx with two processes. One after the other: 100
+update checks a second alone; the same while ``--rate`` events a second in batches of ``--batch``
+go to a process that keeps nothing, which shows what the load generator costs on the same cores;
+events alone; both; and as many events as two connections get through. Latencies run from the
+moment a request was due, so that a server that stalls is not spared. CPU per poll beside events
+is what the server's processes used for both, less what the events took alone. In the end every
+event that was accepted has to be counted exactly once.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import importlib.util
+import http.server
 import json
 import multiprocessing
+import multiprocessing.pool
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,19 +33,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from benchmarks.web_load import (
-    POLL,
-    ROOT,
-    Server,
-    cpu_s,
-    embedded,
-    granian,
-    gunicorn,
-    machine,
-    released,
-)
-from tests.support.processes import HOST
-from tests.support.services import postgresql, redis
+from benchmarks.update_check import PROXY
+from benchmarks.web_load import POLL, ROOT, cpu_s, embedded, gunicorn, machine, released
+from tests.support.processes import HOST, free_port, listens
+from tests.support.services import nginx, postgresql, redis
 
 POLLS_PER_S = 100
 POLLERS = 2
@@ -192,62 +188,134 @@ def counting(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@dataclass(frozen=True)
+class Deployment:
+    """A web server with what stands before it: where it listens, and whose CPU time counts."""
+
+    name: str
+    port: int
+    web: int
+    front: int | None = None
+
+    def cpu_s(self) -> float:
+        return cpu_s(self.web) + (cpu_s(self.front) if self.front else 0.0)
+
+
 @dataclass
 class Row:
-    """One server's figures."""
+    """One deployment's figures: polls alone, beside senders that talk to nobody, and beside us."""
 
     name: str
     alone: Sent
+    control: Sent
     beside: Sent
     events: Sent
     flat_out: Sent
-    web_us: float
+    poll_us: float
+    beside_us: float
+    event_us: float
     count_us: float
     verdict: str
     load: float
 
 
+class Sink(http.server.BaseHTTPRequestHandler):
+    """Takes batches and keeps nothing: what senders cost this machine by themselves."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"accepted":0,"duplicates":0,"rejected":[]}'
+        self.send_response(202)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve_sink(port: int) -> None:
+    http.server.ThreadingHTTPServer((HOST, port), Sink).serve_forever()
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[int]:
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=serve_sink, args=(port,))
+    process.start()
+    try:
+        while not listens(port):
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.join()
+
+
+@dataclass
+class Bench:
+    """Sends to one deployment, phase after phase; no installation's events come twice."""
+
+    pool: multiprocessing.pool.Pool
+    options: argparse.Namespace
+    batches: int = 0
+
+    def send(self, port: int, rate: float | None, seconds: float) -> Sent:
+        each = rate / self.options.batch / SENDERS if rate else None
+        calls = []
+        for _ in range(SENDERS):
+            calls.append((port, self.batches, each, seconds, self.options.batch))
+            self.batches += 10_000
+        total = Sent()
+        for part in self.pool.starmap(send_events, calls):
+            total.add(part)
+        return total
+
+    def both(self, poll_port: int, event_port: int) -> tuple[Sent, Sent]:
+        seconds = self.options.seconds
+        polling = self.pool.apply_async(polls, (poll_port, seconds))
+        events = self.send(event_port, self.options.rate, seconds)
+        return polling.get(), events
+
+
 def measure(
-    name: str, server: Server, environment: Mapping[str, str], options: argparse.Namespace
+    deployment: Deployment, environment: Mapping[str, str], options: argparse.Namespace
 ) -> Row:
-    seconds, size = options.seconds, options.batch
-    load = os.getloadavg()[0]
-    with counting(environment) as counter, multiprocessing.get_context("spawn").Pool(3) as pool:
-        pool.apply(polls, (server.port, seconds / 4))
-        pool.apply(send_events, (server.port, 0, None, 0.5, 1))
-        begun = cpu_s(server.pid)
-        alone: Sent = pool.apply(polls, (server.port, seconds))
-        per_poll = (cpu_s(server.pid) - begun) / alone.requests
-        begun, counted = cpu_s(server.pid), cpu_s(counter.pid)
-        polling = pool.apply_async(polls, (server.port, seconds))
-        rate = options.rate / size / SENDERS
-        events, beside = Sent(), Sent()
-        for part in pool.starmap(
-            send_events,
-            [(server.port, 10_000 * i, rate, seconds, size) for i in range(1, SENDERS + 1)],
-        ):
-            events.add(part)
-        beside.add(polling.get())
-        web = cpu_s(server.pid) - begun - per_poll * beside.requests
-        flat_out = Sent()
-        for part in pool.starmap(
-            send_events,
-            [(server.port, 7_000 * i, None, seconds / 2, size) for i in range(1, SENDERS + 1)],
-        ):
-            flat_out.add(part)
+    seconds, port, load = options.seconds, deployment.port, os.getloadavg()[0]
+    with (
+        counting(environment) as counter,
+        sink() as nowhere,
+        multiprocessing.get_context("spawn").Pool(SENDERS + 1) as pool,
+    ):
+        bench = Bench(pool, options)
+        pool.apply(polls, (port, seconds / 4))
+        taken = bench.send(port, options.rate, 1).accepted
+
+        begun = deployment.cpu_s()
+        alone: Sent = pool.apply(polls, (port, seconds))
+        poll_us = (deployment.cpu_s() - begun) / alone.requests * 1e6
+        control, _ = bench.both(port, nowhere)
+        begun, counted = deployment.cpu_s(), cpu_s(counter.pid)
+        only = bench.send(port, options.rate, seconds)
+        event_us = (deployment.cpu_s() - begun) / only.accepted * 1e6
+        begun = deployment.cpu_s()
+        beside, events = bench.both(port, port)
+        used = deployment.cpu_s() - begun - event_us / 1e6 * events.accepted
+        flat_out = bench.send(port, None, seconds / 2)
+
         assert counter.stdin is not None
         assert counter.stdout is not None
         counter.stdin.close()
-        output = counter.stdout.readline()
-        counting_s = float(output.split()[3]) - counted
-    total, stored, is_sound, _ = output.split()
-    taken = events.accepted + flat_out.accepted
-    # The warm-up's events are stored and counted like the others.
-    missing = taken - int(stored)
-    verdict = "each counted once" if is_sound == "True" and missing <= 0 else "WRONG"
+        total, stored, is_sound, counter_s = counter.stdout.readline().split()
+    measured = only.accepted + events.accepted + flat_out.accepted
+    is_whole = is_sound == "True" and int(stored) == taken + measured
+    verdict = "each counted once" if is_whole else "WRONG"
     verdict += f" ({stored} stored, {total} counted)"
-    return Row(name, alone, beside, events, flat_out, web / events.accepted * 1e6,
-               counting_s / taken * 1e6, verdict, load)  # fmt: skip
+    return Row(deployment.name, alone, control, beside, events, flat_out, poll_us,
+               used / beside.requests * 1e6, event_us,
+               (float(counter_s) - counted) / measured * 1e6, verdict, load)  # fmt: skip
 
 
 def main() -> None:
@@ -257,39 +325,57 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     options = parser.parse_args()
     print(machine())
-    rows = list(run(options))
     print(
         f"\n{options.rate:.0f} events/s in batches of {options.batch} for {options.seconds:.0f} s,"
-        f" beside {POLLS_PER_S} polls/s; ms; CPU in us per event\n\n"
-        f"{'server':<30}{'load':>5}{'poll p50':>10}{'p99':>7}{'beside p50':>12}{'p99':>7}"
-        f"{'events/s':>10}{'p50':>7}{'p99':>8}{'web':>6}{'count':>7}{'at most/s':>11}"
+        f" beside {POLLS_PER_S} polls/s\n"
+        "alone: polls only; senders: the same batches go to a process that keeps nothing; events:"
+        " they go to the server, and are counted\n"
     )
-    for row in rows:
+    print(
+        f"{'':<34}{'load':>5}{'poll ms: alone':>16}{'senders':>13}{'events':>13}"
+        f"{'CPU us/poll':>13}{'events':>8}{'us/event':>10}{'+count':>8}"
+        f"{'events/s':>10}{'p50':>7}{'p95':>7}{'at most/s':>11}"
+    )
+    for row in run(options):
         print(
-            f"{row.name:<30}{row.load:>5.1f}{row.alone.quantile_ms(0.5):>10.1f}"
-            f"{row.alone.quantile_ms(0.99):>7.1f}{row.beside.quantile_ms(0.5):>12.1f}"
-            f"{row.beside.quantile_ms(0.99):>7.1f}{row.events.accepted / row.events.seconds:>10.0f}"
-            f"{row.events.quantile_ms(0.5):>7.1f}{row.events.quantile_ms(0.99):>8.1f}"
-            f"{row.web_us:>6.0f}{row.count_us:>7.0f}"
-            f"{row.flat_out.accepted / row.flat_out.seconds:>11.0f}"
+            f"{row.name:<34}{row.load:>5.1f}{_pair(row.alone):>16}{_pair(row.control):>13}"
+            f"{_pair(row.beside):>13}{row.poll_us:>13.0f}{row.beside_us:>8.0f}"
+            f"{row.event_us:>10.0f}{row.count_us:>8.0f}"
+            f"{row.events.accepted / row.events.seconds:>10.0f}"
+            f"{row.events.quantile_ms(0.5):>7.1f}{row.events.quantile_ms(0.95):>7.1f}"
+            f"{row.flat_out.accepted / row.flat_out.seconds:>11.0f}  {row.verdict}",
+            flush=True,
         )
-    for row in rows:
-        print(f"{row.name}: {row.verdict}")
+
+
+def _pair(sent: Sent) -> str:
+    return f"{sent.quantile_ms(0.5):.1f} / {sent.quantile_ms(0.95):.1f}"
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     # A fleet's addresses are many; waitress sees through no proxy, so there it is one.
     common = {"TRUSTED_PROXIES": "1", "THROTTLE_EVENTS": "10000/second"}
     with released(100_000, **common) as environment, embedded(environment) as server:
-        yield measure("SQLite, waitress", server, environment, options)
+        found = Deployment("SQLite, waitress", server.port, server.pid)
+        yield measure(found, environment, options)
     with postgresql() as database, redis(append_only=True) as broker:
-        for name, start in (("waitress", embedded), ("gunicorn", gunicorn), ("granian", granian)):
-            if name == "granian" and not importlib.util.find_spec("granian"):
-                continue
-            broker_url = broker.url(1 + len(name))
-            settings = {"DATABASE_URL": database.create_database(), "BROKER_URL": broker_url}
-            with released(100_000, **common, **settings) as environment, start(environment) as web:
-                yield measure(f"PostgreSQL, Redis, {name}", web, environment, options)
+
+        def settings(number: int) -> dict[str, str]:
+            urls = {"DATABASE_URL": database.create_database(), "BROKER_URL": broker.url(number)}
+            return {**common, **urls}
+
+        with released(100_000, **settings(1)) as environment, embedded(environment) as server:
+            found = Deployment("PostgreSQL, Redis, waitress", server.port, server.pid)
+            yield measure(found, environment, options)
+        with (
+            released(100_000, **settings(2)) as environment,
+            gunicorn(environment, workers=2) as server,
+            tempfile.TemporaryDirectory() as folder,
+            nginx(PROXY.format(web=server.port, folder=folder)) as front,
+        ):
+            name = "PostgreSQL, Redis, nginx, gunicorn ×2"
+            found = Deployment(name, front.port, server.pid, front.pid)
+            yield measure(found, environment, options)
 
 
 if __name__ == "__main__":

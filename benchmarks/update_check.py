@@ -1,10 +1,11 @@
 """What an update check costs: CPU per request and requests per second, 200 and 304.
 
-    python -m benchmarks.update_check [--seconds 4] [--rollouts]
+    python -m benchmarks.update_check [--seconds 4] [--rollouts [--polls 6000]]
 
 With ``--rollouts`` instead: what a poll costs with 0, 1, 10 and 100 rollouts under way, each on a
-model of its own, half of all installations in each arm; in WSGI alone, where each poll is of
-another installation and goes round the models, and under gunicorn.
+model of its own, half of all installations in each arm: in WSGI alone, and over HTTP under
+gunicorn. Each poll is of another installation and goes round the models. Their candidates are
+announced without being signed, which takes minutes for a hundred models: a poll reads no metadata.
 
 The whole server of this repository with one released model, under its embedded web server and
 under gunicorn, bare and behind nginx (and under granian where that is installed); beside nginx
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import importlib.util
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.web_load import (
@@ -29,6 +32,8 @@ from benchmarks.web_load import (
     ROOT,
     Measured,
     Request,
+    Server,
+    cpu_s,
     embedded,
     fetch,
     granian,
@@ -38,7 +43,10 @@ from benchmarks.web_load import (
     manifest,
     released,
 )
+from tests.support.processes import HOST
 from tests.support.services import nginx
+
+CONNECTIONS = 4
 
 PROXY = """
 upstream web {{ server 127.0.0.1:{web}; keepalive 16; keepalive_requests 100000000; }}
@@ -58,11 +66,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seconds", type=float, default=4)
     arguments.add_argument("--rollouts", action="store_true")
+    arguments.add_argument("--polls", type=int, default=6000)
     options = arguments.parse_args()
     seconds = options.seconds
     print(machine())
     if options.rollouts:
-        measure_rollouts(seconds)
+        measure_rollouts(options.polls)
         return
     rows = measure(seconds)
     base = {
@@ -105,7 +114,7 @@ print(f"{seconds / len(answers) * 1e6:.1f} {arms:.3f}")
 """
 
 
-def measure_rollouts(seconds: float) -> None:
+def measure_rollouts(polls: int) -> None:
     print(f"\n{'rollouts':>8}{'WSGI us':>10}{'treatment':>11}{'gunicorn 200':>14}{'304':>8}")
     for count in (0, 1, 10, 100):
         with released(1000, ROLLOUTS=str(count)) as environment:
@@ -115,14 +124,48 @@ def measure_rollouts(seconds: float) -> None:
             )
             wsgi, share = done.stdout.split()[-2:]
             with gunicorn(environment) as server:
-                tag, _ = manifest(server.port)
-                costs = [
-                    load(
-                        server.port, Request(POLL, status, headers), [server.pid], seconds=seconds
-                    ).cpu_us()
-                    for status, headers in ((200, {}), (304, {"If-None-Match": tag}))
-                ]
-        print(f"{count:>8}{wsgi:>10}{share:>11}{costs[0]:>14.0f}{costs[1]:>8.0f}", flush=True)
+                paths = [_poll_of(number, count) for number in range(polls)]
+                go_round(server.port, [(path, "") for path in paths[:500]])
+                tags, fresh = _costed(server, [(path, "") for path in paths], 200)
+                _, known = _costed(server, list(zip(paths, tags, strict=True)), 304)
+        print(f"{count:>8}{wsgi:>10}{share:>11}{fresh:>14.0f}{known:>8.0f}", flush=True)
+
+
+def _poll_of(number: int, rollouts: int) -> str:
+    """Return the poll of one installation, of one model after the other."""
+    other = number % max(rollouts, 1)
+    path = POLL.replace("recyclables", f"other-{other}") if other else POLL
+    return path.replace("0f3f0a5d9f31", f"{number:012d}")
+
+
+def _costed(server: Server, asked: list[tuple[str, str]], status: int) -> tuple[list[str], float]:
+    """Return the entity tags of the answers, and the CPU microseconds that each took."""
+    before = cpu_s(server.pid)
+    answers = go_round(server.port, asked)
+    used = cpu_s(server.pid) - before
+    if any(found != status for found, _ in answers):
+        raise ValueError(f"expected {status}, got {sorted(set(answers))[:3]}")
+    return [tag for _, tag in answers], used / len(asked) * 1e6
+
+
+def go_round(port: int, asked: list[tuple[str, str]]) -> list[tuple[int, str]]:
+    """Send polls with their entity tags over four connections; return statuses and tags."""
+
+    def some(part: list[tuple[str, str]]) -> list[tuple[int, str]]:
+        connection = http.client.HTTPConnection(HOST, port, timeout=60)
+        found = []
+        for path, tag in part:
+            connection.request("GET", path, headers={"If-None-Match": tag} if tag else {})
+            answer = connection.getresponse()
+            answer.read()
+            found.append((answer.status, answer.headers["ETag"]))
+        connection.close()
+        return found
+
+    size = -(-len(asked) // CONNECTIONS)
+    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return [one for part in pool.map(some, parts) for one in part]
 
 
 def measure(seconds: float) -> list[tuple[str, int, Measured]]:

@@ -39,17 +39,24 @@ model = factories.make_model(labels=labels)
 factories.release(factories.make_version(model, content=content))
 count = int(os.environ.get("ROLLOUTS", "0"))
 if count:
-    from server.rollouts import staging
+    from server.rollouts import actions, staging
+
+    def announce(model):
+        # Signing a hundred models takes minutes, and a poll reads no metadata.
+        actions.announce(publication=actions.prepare_publication(model=model))
+
     for number in range(count):
         other = model if number == 0 else factories.make_model(f"other-{number}", labels=labels)
         if number:
-            factories.release(factories.make_version(other, content={"tflite:int8": b"one"}))
+            first = factories.make_version(other, content={"tflite:int8": b"one"})
+            actions.release_version(version=first)
+            announce(other)
         candidate = factories.make_version(other, content={"tflite:int8": b"two"})
         rules = [{"attribute": "app_version", "operator": "version_at_least", "values": ["3.0"]}]
         policy = {"stages_bp": [5000]}
         rollout = staging.create_rollout(version=candidate, policy=policy, targeting=rules)
         staging.start_rollout(rollout=rollout)
-        factories.publish(other)
+        announce(other)
 """
 
 

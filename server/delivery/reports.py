@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
-from django.db import close_old_connections
+from django.core.signals import request_finished, request_started
 from prometheus_client import Counter
 
 from server.delivery.decision_set import DecisionSet, holder
@@ -43,7 +43,7 @@ def respond(environ: Mapping[str, Any]) -> PlainAnswer | None:
 
 def _answer(decisions: DecisionSet, environ: Mapping[str, Any], length: int) -> PlainAnswer:
     # As Django does around each request: connections that broke or grew old are made anew.
-    close_old_connections()
+    request_started.send(sender=__name__, environ=environ)
     try:
         receipt = take_batch(decisions, environ, lambda: environ["wsgi.input"].read(length))
         return json_answer(202, asdict(receipt))
@@ -54,7 +54,7 @@ def _answer(decisions: DecisionSet, environ: Mapping[str, Any], length: int) -> 
         log.exception("request_failed", path=_PATH)
         return problem_answer(unexpected())
     finally:
-        close_old_connections()
+        request_finished.send(sender=__name__)
 
 
 def take_batch(
