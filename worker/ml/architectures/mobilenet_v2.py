@@ -47,6 +47,9 @@ _WEIGHT_FILES: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
+# What opens a block that no shortcut leads around: nothing above needs anything from below.
+_DEPTHS: Final = tuple(f"block_{block}_expand_relu" for block in (3, 6, 10, 13, 16))
+
 
 def _architecture(alpha: float, side: int, parameters: int, multiply_adds: int) -> Architecture:
     name = f"mobilenet_v2_{alpha}_{side}"
@@ -77,6 +80,7 @@ def _architecture(alpha: float, side: int, parameters: int, multiply_adds: int) 
         weight_files=_WEIGHT_FILES.get(name, {}),
         resizable=True,
         smallest_px=32,
+        depths=_DEPTHS,
     )
 
 
