@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from worker.ml.compilers import tflite_metadata
+from worker.ml.compilers import tflite_check, tflite_metadata
 from worker.ml.compilers.base import INPUT_NAME, OUTPUT_NAME, About, CompiledFile, check
 from worker.ml.determinism import pin_tensorflow
 from worker.ml.errors import CompilationFailed
@@ -44,14 +44,18 @@ def compile_file(
     calibration = [to_input([image], preprocessing) for image in calibration_images]
     raw = convert(model, precision, calibration=calibration)
     content = _finish(raw, labels, preprocessing, about)
+    requires, checks = read_requires(content), _check(content, labels, preprocessing)
+    if precision == "edgetpu":
+        requires["edgetpu_runtime"] = str(tflite_check.inspect_edgetpu(content).runtime)
+        checks.append(tflite_check.check_edgetpu(content))
     return CompiledFile(
         runtime="tflite",
         precision=precision,
         filename=f"{about.name}-{about.version}-{precision}.tflite",
         media_type=MEDIA_TYPE,
         data=content,
-        requires=read_requires(content),
-        checks=_check(content, labels, preprocessing),
+        requires=requires,
+        checks=checks,
     )
 
 
@@ -192,9 +196,9 @@ def read_requires(content: bytes) -> dict[str, Any]:
         custom = code.CustomCode()
         name = custom.decode() if custom else _operator_names(schema).get(builtin, str(builtin))
         operators[name] = max(code.Version(), operators.get(name, 0))
-    runtime = read_buffer(model, _MIN_RUNTIME) or b""
+    stated = (read_buffer(model, _MIN_RUNTIME) or b"").rstrip(b"\0").decode(errors="replace")
     return {
-        "min_runtime": runtime.rstrip(b"\0").decode(errors="replace") or None,
+        "min_runtime": tflite_check.minimum_runtime(operators, stated),
         "operators": dict(sorted(operators.items())),
     }
 
