@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from server.domain.architectures import ARCHITECTURES, AUTO
 from server.domain.errors import InvalidInput
 from server.domain.variants import COREML_TARGETS, MENU, USUAL
 
@@ -31,7 +32,7 @@ class TrainingPolicy:
     one says so itself. Pruned and clustered kinds are trained on for ``compression_epochs``.
     """
 
-    architecture: str = "auto"
+    architecture: str = AUTO
     fit: Literal["stretch", "center_crop"] = "stretch"
     strategy: str = "auto"
     lower_min_gain: float = 0.01
@@ -124,6 +125,10 @@ class TrainingPolicy:
             ),
             (self.min_test_photos >= 1, "min_test_photos is at least 1"),
             (self.auto_accept in {"none", "trusted"}, "auto_accept is none or trusted"),
+            (
+                self.architecture in {AUTO, *ARCHITECTURES},
+                f"architecture is {AUTO} or one of {', '.join(ARCHITECTURES)}",
+            ),
             (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
             (self.strategy in STRATEGIES, f"strategy is one of {', '.join(STRATEGIES)}"),
             (

@@ -17,6 +17,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from server.domain.architectures import ARCHITECTURES, AUTO
 from server.domain.errors import DomainError
 from server.domain.policy import AUGMENTATIONS, STRATEGIES, TrainingPolicy
 from server.domain.variants import COREML_TARGETS, MENU
@@ -27,6 +28,7 @@ PREFIX = "policy_"
 POLICY_FIELDS = tuple(f"{PREFIX}{field.name}" for field in fields(TrainingPolicy))
 _CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 _CHOICES = {
+    "architecture": (AUTO, *ARCHITECTURES),
     "fit": ("stretch", "center_crop"),
     "gate_on": ("test", "golden"),
     "coreml_target": COREML_TARGETS,
@@ -35,7 +37,9 @@ _CHOICES = {
     "augmentation": AUGMENTATIONS,
 }
 _HELP = {
-    "architecture": "auto takes the best network whose weights are at hand.",
+    "architecture": (
+        "auto takes the best network whose weights are at hand; docs/architectures.md has them all."
+    ),
     "fit": "How a photo becomes the network's square.",
     "strategy": "auto measures what serves these photos best; docs/training.md tells how.",
     "lower_min_gain": "A network cut lower is taken when it is this much more accurate.",

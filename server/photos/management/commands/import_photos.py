@@ -83,7 +83,7 @@ class Command(BaseCommand):
         folders = _label_folders(folder)
         model = self._model(slug, [label.name for label in folders], {})
         known = {label.name for label in model.labels.all()}
-        found = []
+        found: list[_Found] = []
         for label in folders:
             paths = sorted(path for path in label.iterdir() if _is_candidate(path))
             if label.name not in known:
