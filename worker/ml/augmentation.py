@@ -11,7 +11,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +129,7 @@ def view_of(image: Pixels, augmentation: Augmentation, number: int) -> Pixels:
     if number == 0 or augmentation.name == NONE.name:
         return image
     digest = hashlib.sha256(f"{augmentation.key}:{number}:".encode())
-    digest.update(np.ascontiguousarray(image))
+    digest.update(image.tobytes())
     return augment(image, augmentation, np.random.default_rng(list(digest.digest())))
 
 
@@ -203,7 +203,7 @@ def _light(image: Pixels, wanted: Augmentation, draw: npt.NDArray[np.float64]) -
     return _to_pixels(middle + (pixels - middle) * np.float32(1 + wanted.contrast * draw[3]))
 
 
-def _to_pixels(values: npt.NDArray[np.float32]) -> Pixels:
+def _to_pixels(values: npt.NDArray[np.floating[Any]]) -> Pixels:
     rounded: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return rounded
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.ml.determinism import one_thread, pin_tensorflow
-from worker.ml.embeddings import load_backbone
+from worker.ml.embeddings import TOP, cut, load_backbone
 from worker.ml.errors import TrainingImpossible
 
 if TYPE_CHECKING:
@@ -66,10 +66,14 @@ class Head:
     """(labels,)"""
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def logits(self, features: Features) -> npt.NDArray[np.float64]:
+        """Return (photos, labels) before the softmax."""
+        found: npt.NDArray[np.float64] = features.astype(np.float64) @ self.kernel + self.bias
+        return found
+
     def probabilities(self, features: Features) -> npt.NDArray[np.float32]:
         """Return (photos, labels)."""
-        logits = features.astype(np.float64) @ self.kernel + self.bias
-        return _softmax(logits).astype(np.float32)
+        return _softmax(self.logits(features)).astype(np.float32)
 
 
 def train_head(
@@ -79,6 +83,7 @@ def train_head(
     validation: tuple[Features, Indexes] | None = None,
     label_count: int,
     seed: int = 0,
+    is_refitted: bool = True,
     progress: Progress,
 ) -> Head:
     """Fit multinomial logistic regression, regularised as the validation photos like it best.
@@ -86,8 +91,9 @@ def train_head(
     ``features`` (photos, features), ``labels`` (photos,) as indexes. Labels weigh the same
     however many photos they have. Scaling of features is folded into the result. The
     regularisation is the one with the least log loss on the validation photos, on which, with
-    the others, the final fit then stands; without validation photos it is
-    ``REGULARISATION_DEFAULT``. The problem is convex: ``seed`` changes nothing.
+    the others, the final fit then stands, unless ``is_refitted`` is off, for whoever wants to
+    measure on them; without validation photos it is ``REGULARISATION_DEFAULT``. The problem is
+    convex: ``seed`` changes nothing.
 
     Raises :class:`TrainingImpossible` where a label has no photo or a feature is not finite.
     """
@@ -100,8 +106,9 @@ def train_head(
             chosen, history = _choose_regularisation(
                 features, labels, validation, label_count, progress
             )
-        features = np.concatenate([features, validation[0]])
-        labels = np.concatenate([labels, validation[1]])
+        if is_refitted:
+            features = np.concatenate([features, validation[0]])
+            labels = np.concatenate([labels, validation[1]])
 
     def report(step: int, loss: float, accuracy: float) -> None:
         metrics = {"loss": loss, "accuracy": accuracy, "l2": chosen.l2}
@@ -113,6 +120,23 @@ def train_head(
         kernel, bias = problem.solve(chosen.l2, report=report)
     progress("head", _MAX_ITERATIONS, _MAX_ITERATIONS, history[-1] if history else {})
     return Head(kernel.astype(np.float32), bias.astype(np.float32), history)
+
+
+def fit_linear(
+    features: Features,
+    labels: Indexes,
+    label_count: int,
+    regularisation: Regularisation,
+    *,
+    max_steps: int,
+) -> Head:
+    """Fit multinomial logistic regression once; labels without a photo are never answered.
+
+    Raises :class:`TrainingImpossible` where the loss is not finite.
+    """
+    problem = _Problem(features, labels, label_count, per_feature=regularisation.per_feature)
+    kernel, bias = problem.solve(regularisation.l2, max_steps=max_steps)
+    return Head(kernel.astype(np.float32), bias.astype(np.float32))
 
 
 def _choose_regularisation(
@@ -160,7 +184,7 @@ class _Problem:
         self._x = standard if self._basis is None else standard @ self._basis
         self._labels = labels
         self._targets = np.eye(label_count)[labels]
-        counts = np.bincount(labels, minlength=label_count)
+        counts = np.maximum(np.bincount(labels, minlength=label_count), 1)
         self._sample_weights = (1.0 / (label_count * counts))[labels][:, None]
         self._accuracy = 0.0
 
@@ -169,6 +193,7 @@ class _Problem:
         penalty: float,
         *,
         report: Callable[[int, float, float], None] | None = None,
+        max_steps: int = _MAX_ITERATIONS,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return kernel and bias for features as they came, not standardised."""
         from scipy.optimize import OptimizeResult, minimize
@@ -190,7 +215,7 @@ class _Problem:
             jac=True,
             method="L-BFGS-B",
             callback=after_step,
-            options={"maxiter": _MAX_ITERATIONS, "gtol": _GRADIENT_TOLERANCE},
+            options={"maxiter": max_steps, "gtol": _GRADIENT_TOLERANCE},
         )
         if not np.isfinite(solution.fun):
             message = "training the head did not come to a finite loss"
@@ -217,18 +242,27 @@ class _Problem:
 
 
 def assemble(
-    architecture: Architecture, weights: Weights, head: Head, labels: Sequence[str]
+    architecture: Architecture,
+    weights: Weights,
+    head: Head,
+    labels: Sequence[str],
+    *,
+    depth: str = TOP,
 ) -> keras.Model:
-    """Return the whole network: float32 RGB photos 0..255 in, a probability per label out."""
-    if head.kernel.shape != (architecture.feature_size, len(labels)):
-        message = (
-            f"the head is for {head.kernel.shape[1]} labels on {head.kernel.shape[0]} features, "
-            f"not for {len(labels)} on {architecture.feature_size}"
-        )
-        raise TrainingImpossible(message)
+    """Return the whole network: float32 RGB photos 0..255 in, a probability per label out.
+
+    With a lower ``depth``, nothing of what lies above that layer is in it.
+    """
     import keras
 
-    backbone = load_backbone(architecture, weights)
+    backbone = cut(load_backbone(architecture, weights), [depth])
+    feature_size = int(backbone.output.shape[-1])
+    if head.kernel.shape != (feature_size, len(labels)):
+        message = (
+            f"the head is for {head.kernel.shape[1]} labels on {head.kernel.shape[0]} features, "
+            f"not for {len(labels)} on {feature_size}"
+        )
+        raise TrainingImpossible(message)
     layer = keras.layers.Dense(len(labels), activation="softmax", name=OUTPUT_NAME)
     model = keras.Model(backbone.input, layer(backbone.output), name=backbone.name)
     layer.set_weights([head.kernel, head.bias])

@@ -12,18 +12,20 @@ from django.db.models import Min
 from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
 from server.training.models import SnapshotEntry
+from worker.ml.augmentation import NONE, Augmentation, view_of
 from worker.ml.preprocessing import Preprocessing, load_image
 
 if TYPE_CHECKING:
     import uuid
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from server.blobs import BlobStore
+    from server.blobs import Blob, BlobStore
     from server.photos.models import Photo
     from server.training.models import DatasetSnapshot
     from worker.ml.embeddings import Embedder
-    from worker.pipelines.reporting import Reporter
+    from worker.ml.training import Progress
 
 _BATCH = 32
 _QUERY_BATCH = 1000
@@ -39,6 +41,16 @@ class PhotoSet:
     def __len__(self) -> int:
         """Return how many photos there are."""
         return len(self.entries)
+
+    @property
+    def photos(self) -> list[Photo]:
+        """Return the photos themselves."""
+        return [_photo(entry) for entry in self.entries]
+
+    @property
+    def groups(self) -> list[str]:
+        """Return whose each photo is; one of nobody known is a group of its own."""
+        return [photo.contributor or f"photo:{photo.blob_sha256}" for photo in self.photos]
 
 
 def split_sets(snapshot: DatasetSnapshot) -> dict[str, PhotoSet]:
@@ -62,14 +74,19 @@ def _photo(entry: SnapshotEntry) -> Photo:
     return cast("Photo", entry.photo)
 
 
+def read_image(photo: Photo, preprocessing: Preprocessing, store: BlobStore) -> NDArray[np.uint8]:
+    """Return a photo decoded and resized, uint8 (H, W, 3)."""
+    with store.open(photo.blob_sha256) as file:
+        return load_image(file.read(), preprocessing)
+
+
 def read_images(
     photos: PhotoSet | Sequence[SnapshotEntry], preprocessing: Preprocessing, store: BlobStore
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield each photo decoded and resized, uint8 (H, W, 3)."""
     entries = photos.entries if isinstance(photos, PhotoSet) else photos
     for entry in entries:
-        with store.open(_photo(entry).blob_sha256) as file:
-            yield load_image(file.read(), preprocessing)
+        yield read_image(_photo(entry), preprocessing, store)
 
 
 def load_images(
@@ -77,6 +94,23 @@ def load_images(
 ) -> list[NDArray[np.uint8]]:
     """Return each photo decoded and resized, uint8 (H, W, 3), all in memory."""
     return list(read_images(photos, preprocessing, store))
+
+
+def map_images(
+    photos: Sequence[Photo],
+    preprocessing: Preprocessing,
+    store: BlobStore,
+    folder: Path,
+    *,
+    progress: Progress,
+) -> NDArray[np.uint8]:
+    """Return photos as uint8 (photos, H, W, 3) in a file of ``folder`` that memory maps."""
+    shape = (len(photos), preprocessing.height, preprocessing.width, 3)
+    images = np.memmap(folder / "photos.u8", dtype=np.uint8, mode="w+", shape=shape)
+    for row, photo in enumerate(photos):
+        progress("reading", row, len(photos), {})
+        images[row] = read_image(photo, preprocessing, store)
+    return images
 
 
 def calibration_photos(train: PhotoSet, count: int) -> list[SnapshotEntry]:
@@ -95,65 +129,93 @@ def calibration_photos(train: PhotoSet, count: int) -> list[SnapshotEntry]:
     )[:count]
 
 
-def embed_photos(
-    sets: dict[str, PhotoSet],
-    *,
-    embedder: Embedder,
-    preprocessing: Preprocessing,
-    store: BlobStore,
-    reporter: Reporter,
-) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """Return the features of every split, (N, D) float32, and how many photos were embedded now.
+class FeatureCache:
+    """The features of photos under one embedder, in blobs beside the photos.
 
-    A photo is embedded once per embedder key, ever: its features are a blob beside it.
+    A photo is embedded once per depth and view, ever. View 0 is the photo as it is, the others
+    are drawn by the augmentation. What is being written when a process dies is embedded again,
+    what was written before is not.
     """
-    entries = [entry for photos in sets.values() for entry in photos.entries]
-    known = _known_features(entries, embedder.key)
-    missing = [entry for entry in entries if _photo(entry).pk not in known]
-    for start in range(0, len(missing), _BATCH):
-        reporter.progress("embedding", start, len(missing), {})
-        batch = missing[start : start + _BATCH]
-        features = embedder.embed(read_images(batch, preprocessing, store))
-        _store_features(batch, features, embedder.key, store, known)
-    reporter.progress("embedding", len(missing), len(missing), {})
-    features_of = {
-        split: _load_features(photos, known, embedder.feature_size, store)
-        for split, photos in sets.items()
-    }
-    return features_of, len(missing)
+
+    def __init__(
+        self, embedder: Embedder, store: BlobStore, augmentation: Augmentation = NONE
+    ) -> None:
+        """Describe it; nothing is read yet."""
+        self._embedder = embedder
+        self._store = store
+        self._augmentation = augmentation
+
+    def fill(
+        self,
+        photos: Sequence[Photo],
+        *,
+        depths: Sequence[str],
+        views: int,
+        progress: Progress,
+    ) -> int:
+        """Embed what is missing, in one pass over each photo; return how many photos that took.
+
+        ``views`` are those beside the photo itself. Before each batch the cache is asked again:
+        other workers may be at the same photos.
+        """
+        missing = self._missing(photos, depths, views)
+        for start in range(0, len(missing), _BATCH):
+            progress("embedding", start, len(missing), {})
+            self._embed(missing[start : start + _BATCH], depths, views)
+        progress("embedding", len(missing), len(missing), {})
+        return len(missing)
+
+    def load(self, photos: Sequence[Photo], depth: str, view: int = 0) -> NDArray[np.float32]:
+        """Return the features (photos, features) of photos that were filled in."""
+        known = _known_features(photos, self._key(depth, view))
+        rows = []
+        for photo in photos:
+            with self._store.open(known[photo.pk]) as file:
+                rows.append(np.frombuffer(file.read(), dtype="<f4"))
+        if not rows:
+            return np.empty((0, 0), dtype=np.float32)
+        return np.stack(rows).astype(np.float32)
+
+    def _key(self, depth: str, view: int) -> str:
+        name = f"{self._augmentation.key}-{view}" if view else ""
+        return self._embedder.key_of(depth, name)
+
+    def _missing(self, photos: Sequence[Photo], depths: Sequence[str], views: int) -> list[Photo]:
+        found = [
+            _known_features(photos, self._key(depth, view))
+            for depth in depths
+            for view in range(views + 1)
+        ]
+        return [photo for photo in photos if any(photo.pk not in keys for keys in found)]
+
+    def _embed(self, batch: Sequence[Photo], depths: Sequence[str], views: int) -> None:
+        wanted = {
+            (depth, view): _known_features(batch, self._key(depth, view))
+            for depth in depths
+            for view in range(views + 1)
+        }
+        fresh: dict[tuple[str, int], dict[uuid.UUID, Blob]] = {kind: {} for kind in wanted}
+        for photo in batch:
+            absent = [kind for kind, known in wanted.items() if photo.pk not in known]
+            if not absent:
+                continue
+            image = read_image(photo, self._embedder.preprocessing, self._store)
+            for view in sorted({view for _, view in absent}):
+                features = self._embedder.embed_depths([view_of(image, self._augmentation, view)])
+                for depth in (depth for depth, number in absent if number == view):
+                    vector = features[depth][0].astype("<f4").tobytes()
+                    fresh[depth, view][photo.pk] = self._store.put_bytes(vector)
+        for (depth, view), blobs in fresh.items():
+            if blobs:
+                record_embeddings(key=self._key(depth, view), features=blobs)
 
 
-def _known_features(entries: Sequence[SnapshotEntry], key: str) -> dict[uuid.UUID, str]:
+def _known_features(photos: Sequence[Photo], key: str) -> dict[uuid.UUID, str]:
     """Return the blobs of the features that are there already, by photo."""
     known: dict[uuid.UUID, str] = {}
     # A statement takes only so many parameters.
-    for start in range(0, len(entries), _QUERY_BATCH):
-        photos = [_photo(entry) for entry in entries[start : start + _QUERY_BATCH]]
-        found = PhotoEmbedding.objects.filter(key=key, photo__in=photos)
+    for start in range(0, len(photos), _QUERY_BATCH):
+        ids = [photo.pk for photo in photos[start : start + _QUERY_BATCH]]
+        found = PhotoEmbedding.objects.filter(key=key, photo__in=ids)
         known |= dict(found.values_list("photo_id", "blob_sha256"))
     return known
-
-
-def _store_features(
-    batch: Sequence[SnapshotEntry],
-    features: NDArray[np.float32],
-    key: str,
-    store: BlobStore,
-    known: dict[uuid.UUID, str],
-) -> None:
-    found = {}
-    for entry, vector in zip(batch, features, strict=True):
-        blob = store.put_bytes(vector.astype("<f4").tobytes())
-        known[_photo(entry).pk] = blob.sha256
-        found[_photo(entry).pk] = blob
-    record_embeddings(key=key, features=found)
-
-
-def _load_features(
-    photos: PhotoSet, known: dict[uuid.UUID, str], size: int, store: BlobStore
-) -> NDArray[np.float32]:
-    vectors = np.zeros((len(photos), size), dtype=np.float32)
-    for row, entry in enumerate(photos.entries):
-        with store.open(known[_photo(entry).pk]) as file:
-            vectors[row] = np.frombuffer(file.read(), dtype="<f4")
-    return vectors

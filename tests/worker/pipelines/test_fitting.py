@@ -1,0 +1,73 @@
+"""Each cell of the practitioners' table, on photos that were made to fall into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.data import data_folder
+from tests.support.factories import make_model
+from tests.worker.pipelines.pictures import bring, fit, like_imagenet, unlike_imagenet
+
+pytestmark = [pytest.mark.django_db, pytest.mark.ml]
+
+POLICY = {
+    "architecture": "mobilenet_v2_0.35_224",
+    "max_contributor_share": 1.0,
+    "validation_share": 0.3,
+}
+MANY = {"fine_tune_min_photos_per_label": 10}
+THINGS, MOSAICS = ("glass", "paper"), ("cold", "warm")
+Make = Callable[[str, int], Sequence[bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _weights(settings: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings.NIGHTFERRY_WEIGHTS = data_folder("weights")
+    # Shared by the tests: the network is exported once.
+    settings.NIGHTFERRY_DATA = Path(tmp_path_factory.getbasetemp()) / "embedders-of-tests"
+
+
+def model_with(make: Make, labels: Sequence[str], count: int, **policy: Any) -> Any:
+    model = make_model(labels=labels, training_policy={**POLICY, **policy})
+    bring(model, make, count)
+    return model
+
+
+def test_few_photos_of_things_get_a_classifier_on_the_top_features() -> None:
+    trained, lines = fit(model_with(like_imagenet, THINGS, 25))
+    tuning = trained.facts["tuning"]
+    assert (tuning["strategy"], tuning["depth"]) == ("linear", "features")
+    assert tuning["sentence"] in lines
+    assert "A linear classifier on the top features is right on" in tuning["sentence"]
+    assert {trial["depth"] for trial in tuning["trials"]} > {"features", "block_3_expand_relu"}
+
+
+def test_few_photos_unlike_imagenet_get_a_network_that_is_cut_lower() -> None:
+    trained, lines = fit(model_with(unlike_imagenet, MOSAICS, 40))
+    tuning = trained.facts["tuning"]
+    assert tuning["strategy"] == "lower"
+    assert tuning["depth"] in {"block_3_expand_relu", "block_6_expand_relu"}
+    assert "the network is cut there" in tuning["sentence"]
+    assert tuning["sentence"] in lines
+    # The network that ships ends there: a twentieth of the whole.
+    assert trained.model.count_params() < 20_000
+    names = {layer.name for layer in trained.model.layers}
+    assert "block_10_expand" not in names
+
+
+def test_many_photos_of_things_try_fine_tuning() -> None:
+    trained, _ = fit(model_with(like_imagenet, ("metal", "plastic"), 45, **MANY))
+    tuning = trained.facts["tuning"]
+    print(tuning)
+    assert "Fine-tuning what lies above" in tuning["sentence"]
+
+
+def test_many_photos_unlike_imagenet_try_a_network_from_scratch() -> None:
+    trained, _ = fit(model_with(unlike_imagenet, MOSAICS, 100, **MANY))
+    tuning = trained.facts["tuning"]
+    print(tuning)
+    assert "Training a network from scratch" in tuning["sentence"]
