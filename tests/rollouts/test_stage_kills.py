@@ -110,9 +110,23 @@ assert not actions.record_events(events, may_report=lambda _: True).rejected
 """
 
 
-def test_a_worker_and_a_web_process_killed_during_changes_of_stage(tmp_path: Path) -> None:
-    quick = {"JOB_LEASE_S": "2", "JOB_REAP_S": "1", "JOB_RESEND_S": "2", "DATABASE_URL": "",
-             "ROLLOUT_LOOK_S": "1", "DECISION_REFRESH_S": "1"}  # fmt: skip
+@pytest.fixture(params=["embedded", pytest.param("at scale", marks=pytest.mark.services)])
+def stores(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the settings of SQLite and files, then of PostgreSQL and Redis."""
+    if request.param == "embedded":
+        return {"DATABASE_URL": "", "BROKER_URL": "filesystem://"}
+    return {
+        "DATABASE_URL": request.getfixturevalue("postgresql_server").create_database(),
+        "BROKER_URL": request.getfixturevalue("redis_server").url(9),
+    }
+
+
+@pytest.mark.timeout(900)
+def test_a_worker_and_a_web_process_killed_during_changes_of_stage(
+    tmp_path: Path, stores: dict[str, str]
+) -> None:
+    quick = {"JOB_LEASE_S": "2", "JOB_REAP_S": "1", "JOB_RESEND_S": "2", "ROLLOUT_LOOK_S": "1",
+             "DECISION_REFRESH_S": "1", **stores}  # fmt: skip
     with running_server(tmp_path / "server", **quick) as server:
         script(server, PREPARE)
         server.call("POST", "/models/recyclables/channels/production/releases", {"version": 1})

@@ -415,6 +415,7 @@ class FakeServer:
             "metrics": {},
             "enrolment": None,
             "revoked": list(published.revoked),
+            "policy": hashlib.sha256("".join(published.revoked).encode()).hexdigest()[:16],
             "poll": self._poll,
             "telemetry": {"sample_bp": 10_000},
         }
