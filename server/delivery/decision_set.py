@@ -409,6 +409,7 @@ def _common(slug: str, channel: str, release: Release | None) -> dict[str, Any]:
         "patches": [],
         "labels": list(release.version.labels) if release else [],
         "preprocessing": release.version.preprocessing if release else {},
+        "signature": release.version.signature if release else {},
         "selftest": {},
         "requires": {},
         "metrics": {},
@@ -439,7 +440,12 @@ def _variant_members(slug: str, channel: str, release: Release, variant: Variant
         },
         "selftest": variant.selftest,
         "requires": variant.requires,
-        "metrics": {"accuracy": quality, "test_photos": version.metrics.get("count")},
+        "metrics": {
+            "accuracy": quality,
+            "test_photos": version.metrics.get("count"),
+            # What was found where there is no accuracy, or that nothing could be.
+            "measured": variant.metrics.get("measured", ""),
+        },
     }
 
 

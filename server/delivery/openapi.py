@@ -61,6 +61,7 @@ MANIFEST: dict[str, Any] = {
         ),
         labels=_listing(_TEXT),
         preprocessing={"type": "object"},
+        signature={"type": "object", "description": "Of uploads; the file itself decides."},
         selftest={"type": "object"},
         requires={"type": "object"},
         metrics={"type": "object"},

@@ -272,7 +272,7 @@ class VersionPage(ReadOnlyPage):
     ordering = ("-created_at",)
     actions_detail = ("release", "recall")
     change_form_outer_before_template = "registry/version.html"
-    fields = ("notes", "failure", "lineage", "preprocessing")
+    fields = ("notes", "failure", "lineage", "preprocessing", "signature")
     readonly_fields = fields
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:

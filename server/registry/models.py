@@ -88,6 +88,11 @@ class ModelVersion(models.Model):
     architecture = models.CharField(max_length=80, blank=True)
     labels = models.JSONField(default=list)
     preprocessing = models.JSONField(default=dict)
+    signature = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="Of uploads: the task, and name, shape and type of every input and output.",
+    )
     metrics = models.JSONField(default=dict)
     lineage = models.JSONField(default=dict)
     parent = models.ForeignKey(

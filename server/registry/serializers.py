@@ -215,8 +215,8 @@ class VersionDetailSerializer(VersionSerializer):
 
     class Meta(VersionSerializer.Meta):
         fields = (
-            *VersionSerializer.Meta.fields, "preprocessing", "metrics", "lineage", "parent", "runs",
-            "source_filename", "source_sha256", "weights_sha256", "variants",
+            *VersionSerializer.Meta.fields, "preprocessing", "signature", "metrics", "lineage",
+            "parent", "runs", "source_filename", "source_sha256", "weights_sha256", "variants",
         )  # fmt: skip
         read_only_fields = fields
 

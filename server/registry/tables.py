@@ -126,10 +126,13 @@ def _variant_row(variant: Variant) -> VariantRow:
 
 
 def _selftest(variant: Variant) -> str:
-    """Say how many pictures devices try the file on before they use it."""
+    """Say how many pictures, or drawn inputs, devices try the file on before they use it."""
     if not variant.selftest:
         return "–"
-    count = len(json.loads(variant.selftest["data"])["inputs"])
+    data = json.loads(variant.selftest["data"])
+    if "cases" in data:
+        return f"{len(data['cases'])} drawn inputs"
+    count = len(data["inputs"])
     return f"{count} picture{'s' if count > 1 else ''}"
 
 

@@ -98,6 +98,7 @@ def upload_version(
     labels: Sequence[str] = (),
     notes: str = "",
     preprocessing: dict[str, Any] | None = None,
+    task: str = "",
     actor: Actor = None,
 ) -> TrainingRun:
     """Store a trained file as a draft version and queue the run that compiles and measures it.
@@ -120,6 +121,7 @@ def upload_version(
             labels=checked,
             lineage={"upload": {"filename": filename, "size_bytes": blob.size_bytes}},
             preprocessing=preprocessing,
+            signature={"task": task} if task else {},
             source_sha256=blob.sha256,
             source_filename=filename,
             notes=notes,

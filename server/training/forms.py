@@ -69,6 +69,15 @@ class UploadForm(forms.Form):
         help_text="A .keras network, which is then compiled; or a .tflite, .mlmodel or zipped"
         " .mlpackage, which is taken as it is.",
     )
+    task = forms.ChoiceField(
+        required=False,
+        choices=(
+            ("", "Find out"),
+            ("classification", "Classification: one photo in, a number for each label out"),
+            ("other", "Something else: detection, segmentation, regression …"),
+        ),
+        widget=UnfoldAdminSelectWidget(),
+    )
     labels = forms.CharField(
         required=False,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),

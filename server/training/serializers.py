@@ -9,7 +9,7 @@ from rest_framework import serializers
 from rest_framework.reverse import reverse
 
 from server.http.serializers import StrictSerializer, Text
-from server.training import queries
+from server.training import queries, uploads
 from server.training.models import TrainingRun
 
 MAX_SIDE_PX = 4096
@@ -168,6 +168,11 @@ class VersionUploadSerializer(StrictSerializer):
         help_text="In the order of the outputs; else the file's own, else the model's.",
     )  # fmt: skip
     notes = Text(max_length=4000, required=False, allow_blank=True)
+    task = serializers.ChoiceField(
+        required=False, choices=uploads.TASKS,
+        help_text="classification: one photo in, a number for each label out. other: anything"
+        " else. Left out: found out.",
+    )  # fmt: skip
     preprocessing = serializers.JSONField(
         required=False, help_text="A JSON object; else the file's own, else the whole photo."
     )

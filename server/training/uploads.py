@@ -24,6 +24,8 @@ MAX_ENTRIES = 10_000
 MAX_JSON_BYTES = 16 * 2**20
 # Weights hardly shrink; an archive that grows more than this was made to.
 MAX_EXPANSION = 20
+# What a network may be said to be for; unsaid, the worker finds out.
+TASKS = ("classification", "other")
 _SUFFIXES = ".keras, .tflite, .mlmodel or a zipped .mlpackage"
 
 

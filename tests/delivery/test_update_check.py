@@ -66,6 +66,7 @@ def test_every_member_of_the_contract_is_there_and_no_address_expires(client, re
         "patches",
         "labels",
         "preprocessing",
+        "signature",
         "selftest",
         "requires",
         "metrics",

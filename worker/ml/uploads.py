@@ -8,25 +8,29 @@ a child process with limits on memory and time, which may die of it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
+from worker.ml import signatures
 from worker.ml.compilers import mlpackage
 from worker.ml.errors import PreprocessingUnknown, UploadRejected
 from worker.ml.preprocessing import Preprocessing
 
 Kind = Literal["keras", "tflite", "mlpackage", "mlmodel"]
+Task = Literal["classification", "other"]
 
 MAX_BYTES: Final = 1 << 30
-MAX_SIDE_PX: Final = 4096
+_MAX_TENSORS: Final = 256
+_MAX_VALUES: Final = 1 << 26
 _CHILD_TIMEOUT_S: Final = 180
 _CHILD_MEMORY_BYTES: Final = 12 << 30
 _MAX_LAYER_WIDTH: Final = 1 << 16
@@ -50,11 +54,16 @@ _WIDTHS: Final = frozenset({"units", "filters", "output_dim", "input_dim", "key_
 
 @dataclass(frozen=True)
 class Inspected:
-    """What an uploaded model is.
+    """What an uploaded model is, and what it answers.
 
-    ``inputs`` and ``outputs`` are ``{"name", "shape", "dtype"}``. ``labels`` and
+    ``task`` is ``classification`` where it takes one photo and answers with one number for each
+    label, else ``other``. ``inputs`` and ``outputs`` are ``{"name", "shape", "dtype"}``, of
+    quantised integers with ``scale`` and ``zero_point``; an open side is None. ``labels`` and
     ``preprocessing`` are None where the file does not tell. ``content`` is what to keep in place
     of the upload where that was put in order, else None. ``warnings`` are sentences.
+
+    ``selftest`` is what devices compare with (``worker.ml.vectors``); empty where the file was
+    not run, and then ``unchecked`` says why. Keras networks are run once they are compiled.
     """
 
     kind: Kind
@@ -63,19 +72,43 @@ class Inspected:
     precision: str | None
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
+    task: Task = "other"
     labels: list[str] | None = None
     preprocessing: Preprocessing | None = None
     requires: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     content: bytes | None = field(default=None, repr=False)
     warnings: list[str] = field(default_factory=list)
+    selftest: dict[str, Any] = field(default_factory=dict)
+    selftest_sentence: str = ""
+    latency_ms: dict[str, Any] = field(default_factory=dict)
+    unchecked: str = ""
+    foreign_operators: list[str] = field(default_factory=list)
 
 
-def inspect_upload(path: Path, filename: str, *, labels: Sequence[str] | None = None) -> Inspected:
+def inspect_upload(
+    path: Path,
+    filename: str,
+    *,
+    labels: Sequence[str] | None = None,
+    known_labels: Sequence[str] = (),
+    task: Task | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Inspected:
     """Return what the file at ``path`` is; ``filename`` is the name that it came with.
 
-    With ``labels``, their number, and their order where the file names its own, have to fit.
-    Raises :class:`UploadRejected`.
+    Args:
+        path: the file.
+        filename: its ending decides where the content does not.
+        labels: those stated at the upload; of a classifier their number has to fit, and their
+            order where the file names its own.
+        known_labels: the model's, which hold for a classifier that names none.
+        task: what it is said to be; None finds out.
+        preprocessing: as stated at the upload; a photo is drawn by it.
+
+    Raises:
+        UploadRejected: ``code`` says in which way it is wrong, damaged or hostile.
+
     """
     size = path.stat().st_size
     if size == 0:
@@ -93,12 +126,13 @@ def inspect_upload(path: Path, filename: str, *, labels: Sequence[str] | None = 
             content = mlpackage.pack(package, _stem(filename))
             package.write(Path(folder))
             opened = Path(folder, mlpackage.DATA, package.root)
-        facts = _ask_child(kind, opened)
+        facts = _ask_child(kind, opened, preprocessing or {})
     inspected = _inspected(kind, facts, content)
     _check_signature(inspected)
-    if labels is not None:
+    found = _decide_task(inspected, labels or inspected.labels or list(known_labels), task)
+    if found == "classification" and labels is not None:
         _check_labels(inspected, labels)
-    return inspected
+    return replace(inspected, task=found)
 
 
 def _find_kind(path: Path, filename: str) -> Kind:
@@ -210,13 +244,13 @@ def _check_part(part: dict[str, Any]) -> None:
 # --- the child --------------------------------------------------------------------------------
 
 
-def _ask_child(kind: Kind, path: Path) -> dict[str, Any]:
+def _ask_child(kind: Kind, path: Path, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     environment |= {"PYTHONPATH": str(_PACKAGE), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "worker.ml.uploads_child", kind, str(path)]
     try:
         done = subprocess.run(
-            [*command, str(_CHILD_MEMORY_BYTES)],
+            [*command, str(_CHILD_MEMORY_BYTES), json.dumps(dict(preprocessing))],
             capture_output=True,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -257,20 +291,48 @@ def _inspected(kind: Kind, facts: dict[str, Any], content: bytes | None) -> Insp
         requires=facts.get("requires", {}),
         parameters=facts.get("parameters"),
         content=content,
-        warnings=warnings,
+        warnings=[*warnings, *facts.get("notes", [])],
+        selftest=facts.get("selftest", {}),
+        selftest_sentence=facts.get("selftest_sentence", ""),
+        latency_ms=facts.get("latency_ms", {}),
+        unchecked=facts.get("unchecked", ""),
+        foreign_operators=facts.get("foreign_operators", []),
     )
 
 
 def _check_signature(inspected: Inspected) -> None:
-    if len(inspected.inputs) != 1:
-        _reject("not_image_input", f"The model takes {len(inspected.inputs)} inputs, not a photo.")
-    shape = inspected.inputs[0]["shape"]
-    channels_last = len(shape) == 4 and shape[3] == 3  # noqa: PLR2004
-    if not channels_last or None in shape[1:] or not all(0 < s <= MAX_SIDE_PX for s in shape[1:3]):
+    tensors = [*inspected.inputs, *inspected.outputs]
+    if not inspected.inputs or not inspected.outputs or len(tensors) > _MAX_TENSORS:
         _reject(
-            "not_image_input",
-            f"The model takes an input of shape {shape}; a photo is (batch, height, width, 3).",
+            "signature_unusable",
+            f"The model has {len(inspected.inputs)} inputs and {len(inspected.outputs)} outputs;"
+            f" there has to be one of each, and {_MAX_TENSORS} are taken in all.",
         )
+    for one in inspected.inputs:
+        if math.prod(side or 1 for side in one["shape"]) > _MAX_VALUES:
+            _reject("signature_unusable", f"An input of the model has the shape {one['shape']}.")
+
+
+def _decide_task(inspected: Inspected, labels: Sequence[str], wanted: Task | None) -> Task:
+    """Return what the model is for; a classifier by its outside has to have labels that fit."""
+    inputs = [signatures.Tensor.from_json(one) for one in inspected.inputs]
+    outputs = [signatures.Tensor.from_json(one) for one in inspected.outputs]
+    if wanted == "other":
+        return "other"
+    if signatures.is_classifier(inputs, outputs, labels):
+        return "classification"
+    answers = signatures.class_count(inputs, outputs)
+    if answers is None or (not labels and wanted is None):
+        if wanted is None:
+            return "other"
+        shapes = ", ".join(f"{one.name} {list(one.shape)}" for one in outputs)
+        _reject("not_classifier", f"The model is no classifier of photos: it answers {shapes}.")
+    return _reject(
+        "label_count_mismatch",
+        f"The network answers with {answers} numbers, and there are {len(labels)} labels"
+        f" ({', '.join(labels[:12])}). Give the labels in the order of the outputs; or, if it is"
+        " no classifier, say that its task is another.",
+    )
 
 
 def _check_labels(inspected: Inspected, labels: Sequence[str]) -> None:
@@ -288,13 +350,6 @@ def _check_labels(inspected: Inspected, labels: Sequence[str]) -> None:
             "labels_mismatch",
             f"The file's labels are {order}: number {place + 1} is "
             f"{named[place]!r} in the file and {labels[place]!r} in the model.",
-        )
-    sizes = {output["shape"][-1] for output in inspected.outputs if output["shape"]}
-    if sizes and len(labels) not in sizes:
-        _reject(
-            "label_count_mismatch",
-            f"The model answers with {', '.join(map(str, sorted(sizes, key=str)))} values, "
-            f"for {len(labels)} labels.",
         )
 
 

@@ -1,6 +1,7 @@
-"""Opens one uploaded model and prints, as JSON, what it is: ``python -m … KIND PATH BYTES``.
+"""Opens one uploaded model and prints, as JSON, what it is and what it answers.
 
-A process that may be killed by what it opens; see :mod:`worker.ml.uploads`.
+``python -m … KIND PATH BYTES PREPROCESSING``: a process that may be killed by what it opens; see
+:mod:`worker.ml.uploads`. ``PREPROCESSING`` is JSON, of what was stated at the upload.
 """
 
 from __future__ import annotations
@@ -9,25 +10,39 @@ import json
 import resource
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from worker.ml.errors import MLError, UploadRejected
+from worker.ml import signatures
+from worker.ml.determinism import THREADS
+from worker.ml.errors import MLError, ModelUnusable, UploadRejected
 from worker.ml.preprocessing import Preprocessing
+from worker.ml.signatures import Tensor
 
 _RESCALING: Final = ("Rescaling", "Normalization")
+# For recording a self-test, which runs the file twice on each input.
+_BUDGET_MS: Final = 15_000
+# The types of the TFLite schema that have a name here; see its TensorType.
+_SCHEMA_TYPES: Final = {
+    0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16",
+    9: "int8", 15: "uint32", 16: "uint16",
+}  # fmt: skip
+# Of Core ML's ArrayFeatureType.ArrayDataType.
+_COREML_TYPES: Final = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32"}
 
 
-def main(kind: str, path: Path, memory_bytes: int) -> None:
+def main(kind: str, path: Path, memory_bytes: int, stated: dict[str, Any]) -> None:
     """Print the facts, or ``{"code", "sentence"}``."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        answer = _READERS[kind](path)
+        answer = _READERS[kind](path, stated)
     except MLError as error:
         answer = {"code": error.code, "sentence": error.sentence}
     except MemoryError:
@@ -41,7 +56,7 @@ def main(kind: str, path: Path, memory_bytes: int) -> None:
 # --- Keras ------------------------------------------------------------------------------------
 
 
-def _read_keras(path: Path) -> dict[str, Any]:
+def _read_keras(path: Path, stated: dict[str, Any]) -> dict[str, Any]:
     from worker.ml.determinism import pin_tensorflow
 
     _check_hdf5(path)
@@ -53,18 +68,19 @@ def _read_keras(path: Path) -> dict[str, Any]:
         named = Path(folder, "model.keras")
         named.symlink_to(path.resolve())
         model = keras.models.load_model(named, compile=False, safe_mode=True)
-    inputs = [_keras_tensor(tensor) for tensor in model.inputs]
-    outputs = [_keras_tensor(tensor) for tensor in model.outputs]
+    inputs, outputs = signatures.keras_signature(model)
     rescales = any(type(layer).__name__ in _RESCALING for layer in model._flatten_layers())  # noqa: SLF001
-    _check_keras_runs(model, inputs)
+    preprocessing = _plain_preprocessing(inputs) if rescales else None
+    warnings = []
+    if not rescales and any(one.is_photo for one in inputs):
+        warnings = ["The model does not rescale pixels itself: its preprocessing has to be stated."]
+    _check_keras_runs(model, inputs, stated or preprocessing)
     return {
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": [one.to_json() for one in inputs],
+        "outputs": [one.to_json() for one in outputs],
         "parameters": int(model.count_params()),
-        "preprocessing": _plain_preprocessing(inputs) if rescales else None,
-        "warnings": []
-        if rescales
-        else ["The model does not rescale pixels itself: its preprocessing has to be stated."],
+        "preprocessing": preprocessing,
+        "warnings": warnings,
     }
 
 
@@ -90,61 +106,142 @@ def _check_hdf5(path: Path) -> None:
                     _reject("keras_damaged", "The weights point to other files.")
 
 
-def _keras_tensor(tensor: Any) -> dict[str, Any]:
-    shape = [None if side is None else int(side) for side in tensor.shape]
-    return {"name": tensor.name, "shape": shape, "dtype": str(tensor.dtype)}
+def _check_keras_runs(
+    model: Any, inputs: list[Tensor], preprocessing: dict[str, Any] | None
+) -> None:
+    """Run the network on two drawn inputs; a network that answers neither with numbers is out."""
+    from worker.ml import vectors
 
+    def run(values: Any) -> dict[str, Any]:
+        try:
+            return {n: np.asarray(v) for n, v in signatures.run_keras(model, values).items()}
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ModelUnusable(str(error).splitlines()[0][:200]) from error
 
-def _check_keras_runs(model: Any, inputs: list[dict[str, Any]]) -> None:
-    if len(inputs) != 1 or None in inputs[0]["shape"][1:]:
-        return
-    noise = np.random.default_rng(0).uniform(0, 255, (2, *inputs[0]["shape"][1:]))
-    answers = np.asarray(model(noise.astype(np.float32), training=False))
-    _check_finite(answers)
+    settled = signatures.settle(inputs, run)
+    ranges = [_range(one, preprocessing) for one in settled]
+    answers = [
+        run(vectors.draw(case, settled, ranges)) for case in vectors.draw_candidates(settled, 2)
+    ]
+    if not any(_are_finite(answer) for answer in answers):
+        _reject("outputs_not_finite", "The model answers with numbers that are not finite.")
 
 
 # --- TFLite -----------------------------------------------------------------------------------
 
 
-def _read_tflite(path: Path) -> dict[str, Any]:
+def _read_tflite(path: Path, stated: dict[str, Any]) -> dict[str, Any]:
     from ai_edge_litert import schema_py_generated as schema
 
-    from worker.ml import evaluation
     from worker.ml.compilers import tflite, tflite_metadata
 
     content = path.read_bytes()
-    try:
-        interpreter = evaluation.open_tflite(content)
-    except MLError as error:
-        raise UploadRejected(error.sentence, code="tflite_damaged") from error
-    details = interpreter.get_input_details()
-    inputs = [_tflite_tensor(one) for one in details]
-    for one in details:
-        interpreter.set_tensor(one["index"], np.ones(one["shape"], one["dtype"]))
-    interpreter.invoke()
-    outputs = interpreter.get_output_details()
-    for one in outputs:
-        _check_finite(interpreter.get_tensor(one["index"]))
     model = schema.Model.GetRootAsModel(content, 0)
+    try:
+        runner = signatures.TFLiteRunner(content)
+    except MLError as error:
+        foreign = _foreign_operators(model)
+        if not foreign:
+            raise UploadRejected(error.sentence, code="tflite_damaged") from error
+        return _unrun_tflite(content, model, foreign)
     found = tflite_metadata.read_metadata(
         content, tflite.read_buffer(model, tflite_metadata.METADATA_NAME.encode())
     )
-    kinds = [tensor["dtype"] for tensor in _constants(model, schema)]
+    preprocessing = _tflite_preprocessing(runner.inputs, found)
     return {
-        "inputs": inputs,
-        "outputs": [_tflite_tensor(one) for one in outputs],
+        **_tflite_facts(content, model, schema),
+        "inputs": [one.to_json() for one in runner.inputs],
+        "outputs": [one.to_json() for one in runner.outputs],
         "labels": found.labels,
-        "preprocessing": _tflite_preprocessing(inputs, found),
+        "preprocessing": preprocessing,
+        **_record_tflite(content, runner, stated or preprocessing),
+    }
+
+
+def _tflite_facts(content: bytes, model: Any, schema: Any) -> dict[str, Any]:
+    from worker.ml.compilers import tflite
+
+    constants = list(_constants(model, schema))
+    kinds = {tensor["dtype"] for tensor in constants}
+    return {
         "requires": tflite.read_requires(content),
-        "parameters": sum(tensor["count"] for tensor in _constants(model, schema)),
+        "parameters": sum(tensor["count"] for tensor in constants),
         "precision": next((kind for kind in ("int8", "float16") if kind in kinds), "float32"),
     }
 
 
-def _tflite_tensor(details: dict[str, Any]) -> dict[str, Any]:
-    shape = [int(side) for side in details["shape"]]
-    name = str(details["name"])
-    return {"name": name, "shape": shape, "dtype": np.dtype(details["dtype"]).name}
+def _record_tflite(
+    content: bytes, runner: signatures.TFLiteRunner, preprocessing: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Run the file on drawn inputs and keep its answers; or say why it was not run."""
+    from worker.ml import vectors
+
+    try:
+        inputs = runner.settle()
+        ranges = [_range(one, preprocessing) for one in inputs]
+        candidates = _affordable(runner, inputs, ranges)
+        other = signatures.TFLiteRunner(content, is_accelerated=False)
+        recorded = vectors.record(
+            runner.run, inputs, ranges, other_run=other.run, candidates=candidates
+        )
+    except ModelUnusable as error:
+        if error.code == "outputs_not_finite":
+            _reject(error.code, "The model answers with numbers that are not finite.")
+        return {"unchecked": error.sentence}
+    return {
+        "selftest": recorded.member,
+        "selftest_sentence": recorded.sentence,
+        "latency_ms": {
+            "p50": round(float(np.percentile(runner.durations_ms, 50)), 3),
+            "p95": round(float(np.percentile(runner.durations_ms, 95)), 3),
+            "threads": THREADS,
+        },
+        "notes": recorded.notes,
+    }
+
+
+def _affordable(runner: signatures.TFLiteRunner, inputs: Any, ranges: Any) -> int:
+    """Return how many inputs may be tried: fewer for a file that takes long."""
+    from worker.ml import vectors
+
+    runner.run(vectors.draw(vectors.draw_candidates(inputs, 1)[0], inputs, ranges))
+    return int(np.clip(_BUDGET_MS / max(runner.durations_ms[-1], 1.0), 4, 12))
+
+
+def _foreign_operators(model: Any) -> list[str]:
+    """Return the names of operators that the runtime does not bring along."""
+    codes = (
+        model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())
+    )
+    return sorted({code.decode(errors="replace")[:80] for code in codes if code})
+
+
+def _unrun_tflite(content: bytes, model: Any, foreign: list[str]) -> dict[str, Any]:
+    """Return what can be told of a file that needs operators which an app has to bring."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = model.Subgraphs(0)
+    names = ", ".join(foreign)
+    what = (
+        "TensorFlow's own operators (the Flex delegate)"
+        if all(name.startswith("Flex") for name in foreign)
+        else "operators that an app has to register with its runtime"
+    )
+    return {
+        **_tflite_facts(content, model, schema),
+        "inputs": [_schema_tensor(graph.Tensors(i)) for i in graph.InputsAsNumpy().tolist()],
+        "outputs": [_schema_tensor(graph.Tensors(i)) for i in graph.OutputsAsNumpy().tolist()],
+        "unchecked": f"it needs {what}: {names}",
+        "foreign_operators": foreign,
+    }
+
+
+def _schema_tensor(tensor: Any) -> dict[str, Any]:
+    stated = tensor.ShapeSignatureAsNumpy() if tensor.ShapeSignatureLength() else None
+    sides = tensor.ShapeAsNumpy() if stated is None else stated
+    shape = [None if side < 0 else int(side) for side in sides] if tensor.ShapeLength() else []
+    name = signatures.plain_name((tensor.Name() or b"").decode(errors="replace"))
+    return {"name": name, "shape": shape, "dtype": _SCHEMA_TYPES.get(tensor.Type(), "other")}
 
 
 def _constants(model: Any, schema: Any) -> Iterator[dict[str, Any]]:
@@ -157,7 +254,7 @@ def _constants(model: Any, schema: Any) -> Iterator[dict[str, Any]]:
     del schema
 
 
-def _tflite_preprocessing(inputs: list[dict[str, Any]], found: Any) -> dict[str, Any] | None:
+def _tflite_preprocessing(inputs: list[Tensor], found: Any) -> dict[str, Any] | None:
     plain = _plain_preprocessing(inputs)
     if plain is None or found.mean is None or found.std is None:
         return None
@@ -169,7 +266,7 @@ def _tflite_preprocessing(inputs: list[dict[str, Any]], found: Any) -> dict[str,
 # --- Core ML ----------------------------------------------------------------------------------
 
 
-def _read_coreml(path: Path) -> dict[str, Any]:
+def _read_coreml(path: Path, stated: dict[str, Any]) -> dict[str, Any]:
     # Core ML Tools load whatever they could convert from, which takes longer than all the rest.
     for unneeded in ("tensorflow", "sklearn", "torch", "xgboost"):
         sys.modules.setdefault(unneeded, None)  # type: ignore[arg-type]
@@ -193,33 +290,91 @@ def _read_coreml(path: Path) -> dict[str, Any]:
     )
     labels = _coreml_labels(specification, kind)
     return {
-        "inputs": inputs,
-        "outputs": _coreml_outputs(specification, labels),
+        "inputs": [one.to_json() for one in inputs],
+        "outputs": [one.to_json() for one in _coreml_outputs(specification, labels)],
         "labels": labels,
         "preprocessing": preprocessing,
         "requires": coreml.read_requires(specification),
         "parameters": _coreml_parameters(specification),
         "precision": _coreml_precision(specification),
+        **_record_coreml(path, inputs, specification, stated or preprocessing),
     }
 
 
-def _feature(feature: Any) -> dict[str, Any]:
-    kind = feature.type.WhichOneof("Type")
+def _record_coreml(
+    path: Path, inputs: list[Tensor], specification: Any, preprocessing: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Calculate the file's answers to drawn inputs by Core ML's definitions; or say why not."""
+    from worker.ml import vectors
+    from worker.ml.coreml import CoreMLModel
+
+    folder = path.parents[2] if path.parent.parent.name == "Data" else None
+    try:
+        model = CoreMLModel(folder if folder is not None else path.read_bytes())
+        settled = _coreml_settled(inputs, specification)
+        ranges = [_range(one, preprocessing) for one in settled]
+
+        def run(values: Mapping[str, Any]) -> dict[str, Any]:
+            # A picture has no batch here.
+            return model.run({
+                one.name: values[one.name][0] if one.dtype == "image" else values[one.name]
+                for one in settled
+            })  # fmt: skip
+
+        begun = time.perf_counter()
+        run(vectors.draw(vectors.draw_candidates(settled, 1)[0], settled, ranges))
+        spent_ms = (time.perf_counter() - begun) * 1000
+        candidates = int(np.clip(_BUDGET_MS / max(spent_ms, 1.0), 4, 12))
+        recorded = vectors.record(run, settled, ranges, candidates=candidates)
+    except MLError as error:
+        if error.code == "outputs_not_finite":
+            _reject(error.code, "The model answers with numbers that are not finite.")
+        return {"unchecked": error.sentence}
+    return {
+        "selftest": recorded.member,
+        "selftest_sentence": recorded.sentence,
+        "notes": recorded.notes,
+    }
+
+
+def _feature(feature: Any) -> Tensor:
+    kind = str(feature.type.WhichOneof("Type"))
     if kind == "imageType":
         image = feature.type.imageType
         channels = 1 if image.ColorSpace.Name(image.colorSpace).startswith("GRAY") else 3
-        shape: list[int] = [1, int(image.height), int(image.width), channels]
-        return {"name": feature.name, "shape": shape, "dtype": "image"}
-    shape = list(feature.type.multiArrayType.shape) if kind == "multiArrayType" else []
-    return {"name": feature.name, "shape": [int(side) for side in shape], "dtype": str(kind)}
+        return Tensor(feature.name, (1, int(image.height), int(image.width), channels), "image")
+    if kind != "multiArrayType":
+        return Tensor(feature.name, (), kind)
+    array = feature.type.multiArrayType
+    shape: list[int | None] = [int(side) for side in array.shape]
+    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
+        ranges = array.shapeRange.sizeRanges
+        shape = [r.lowerBound if r.lowerBound == r.upperBound else None for r in ranges]
+    elif array.WhichOneof("ShapeFlexibility") == "enumeratedShapes":
+        shapes = [list(one.shape) for one in array.enumeratedShapes.shapes]
+        shape = [sides[0] if len({*sides}) == 1 else None for sides in zip(*shapes, strict=True)]
+    return Tensor(feature.name, tuple(shape), _COREML_TYPES.get(int(array.dataType), "float32"))
 
 
-def _coreml_outputs(specification: Any, labels: list[str] | None) -> list[dict[str, Any]]:
+def _coreml_settled(inputs: list[Tensor], specification: Any) -> list[Tensor]:
+    """Return the inputs with their default sizes."""
+    described = {one.name: one.type.multiArrayType for one in specification.description.input}
+    return [
+        one
+        if one.dtype == "image"
+        else replace(one, shape=tuple(int(side) for side in described[one.name].shape))
+        for one in inputs
+    ]
+
+
+def _coreml_outputs(specification: Any, labels: list[str] | None) -> list[Tensor]:
     outputs = [_feature(feature) for feature in specification.description.output]
-    for output in outputs:
-        if output["dtype"] == "dictionaryType" and labels is not None:
-            output["shape"] = [1, len(labels)]
-    return outputs
+    return [
+        replace(one, shape=(1, len(labels)))
+        if one.dtype == "dictionaryType" and labels is not None
+        else one
+        for one in outputs
+    ]
 
 
 def _coreml_labels(specification: Any, kind: str) -> list[str] | None:
@@ -282,7 +437,7 @@ def _coreml_precision(specification: Any) -> str:
     return "float16" if float16 in types else "float32"
 
 
-_READERS: Final[dict[str, Callable[[Path], dict[str, Any]]]] = {
+_READERS: Final[dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]]] = {
     "keras": _read_keras,
     "tflite": _read_tflite,
     "mlpackage": _read_coreml,
@@ -290,21 +445,30 @@ _READERS: Final[dict[str, Callable[[Path], dict[str, Any]]]] = {
 }
 
 
-def _plain_preprocessing(inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    shape = inputs[0]["shape"] if len(inputs) == 1 else []
-    if len(shape) != 4 or None in shape[1:]:  # noqa: PLR2004 - batch, height, width, channels
+def _plain_preprocessing(inputs: list[Tensor]) -> dict[str, Any] | None:
+    """Return the preprocessing of a model that takes a photo's pixels as they are, and only it."""
+    if len(inputs) != 1 or not inputs[0].is_photo:
         return None
-    return Preprocessing(width=shape[2], height=shape[1]).to_manifest()
+    _, height, width, _ = inputs[0].shape
+    return Preprocessing(width=width or 1, height=height or 1).to_manifest()
 
 
-def _check_finite(answers: Any) -> None:
-    if not np.isfinite(np.asarray(answers, dtype=np.float64)).all():
-        _reject("outputs_not_finite", "The model answers with numbers that are not finite.")
+def _range(tensor: Tensor, preprocessing: dict[str, Any] | None) -> tuple[float, float]:
+    """Return between what an input is drawn; a photo by its preprocessing, where it is known."""
+    from worker.ml import vectors
+
+    known = preprocessing or {}
+    mean, std = known.get("mean") or [0.0], known.get("std") or [1.0]
+    return vectors.choose_range(tensor, float(mean[0]), float(std[0]))
 
 
-def _reject(code: str, sentence: str) -> None:
+def _are_finite(answers: dict[str, Any]) -> bool:
+    return all(np.isfinite(np.asarray(one, dtype=np.float64)).all() for one in answers.values())
+
+
+def _reject(code: str, sentence: str) -> NoReturn:
     raise UploadRejected(sentence, code=code)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

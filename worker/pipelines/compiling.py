@@ -21,7 +21,7 @@ from worker.ml.compilers import CompiledFile, coreml, tflite
 from worker.ml.errors import MLError
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.uploads import inspect_upload
-from worker.pipelines import photos
+from worker.pipelines import photos, signatures
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants, record_variant
 
@@ -60,11 +60,32 @@ def compile_upload(
     reporter.progress("inspecting", 0, 1, {})
     with tempfile.TemporaryDirectory(prefix="nightferry-") as folder:
         path = _fetch(version, Path(folder), store)
-        inspected = inspect_upload(path, version.source_filename, labels=version.labels or None)
+        inspected = inspect_upload(
+            path,
+            version.source_filename,
+            labels=version.labels or None,
+            known_labels=label_names(version.model),
+            task=version.signature.get("task"),
+            preprocessing=version.preprocessing,
+        )
         _settle(version, inspected)
-        reporter.say("inspecting", f"{inspected.kind}, {len(version.labels)} labels.")
+        reporter.say("inspecting", _sentence(inspected, version))
         for warning in inspected.warnings:
             reporter.say("inspecting", warning, level="warning")
+        if inspected.task == "other":
+            shipped = (
+                signatures.compile_upload(version, path, store=store, reporter=reporter)
+                if inspected.kind == "keras"
+                else signatures.record_upload(
+                    version,
+                    inspected,
+                    _as_compiled(inspected, path, version.source_filename),
+                    store=store,
+                    reporter=reporter,
+                )
+            )
+            metrics = {"measured": shipped[0].metrics["measured"]} if shipped else {}
+            return _publish(run, version, metrics, shipped, context=context, reporter=reporter)
         reference = _reference(version, inspected, path, store)
         if reference.model is not None:
             version.weights_sha256 = ml_training.weights_digest(reference.model)
@@ -104,27 +125,35 @@ def _fetch(version: ModelVersion, folder: Path, store: BlobStore) -> Path:
 
 
 def _settle(version: ModelVersion, inspected: Inspected) -> None:
-    """Fix labels and preprocessing: those given at upload, else the file's, else the model's.
+    """Fix labels, preprocessing and signature.
 
-    Raises:
-        Unprocessable: ``label_count_mismatch``.
-
+    Labels and preprocessing are those given at upload, else the file's; of a classifier else the
+    model's labels and the whole photo, which nothing else may be taken to mean.
     """
-    labels = version.labels or inspected.labels or label_names(version.model)
-    outputs = int(inspected.outputs[0]["shape"][-1]) if inspected.outputs[0]["shape"] else 0
-    if outputs > 0 and outputs != len(labels):
-        message = (
-            f"The network answers with {outputs} numbers, and there are {len(labels)} labels"
-            f" ({', '.join(labels[:12])}). Give the labels in the order of the outputs."
-        )
-        raise Unprocessable(message, code="label_count_mismatch")
-    version.labels = list(labels)
-    if not version.preprocessing:
+    labels = version.labels or inspected.labels
+    preprocessing = version.preprocessing
+    if inspected.task == "classification":
+        labels = labels or label_names(version.model)
         _, height, width, *_ = inspected.inputs[0]["shape"]
-        preprocessing = inspected.preprocessing or Preprocessing(width=width, height=height)
-        version.preprocessing = preprocessing.to_manifest()
+        plain = inspected.preprocessing or Preprocessing(width=width, height=height)
+        preprocessing = preprocessing or plain.to_manifest()
+    elif inspected.preprocessing is not None:
+        preprocessing = preprocessing or inspected.preprocessing.to_manifest()
+    version.labels = list(labels or ())
+    version.preprocessing = preprocessing
+    version.signature = signatures.describe(inspected)
     version.architecture = version.architecture or f"uploaded {inspected.kind}"
     version.save()
+
+
+def _sentence(inspected: Inspected, version: ModelVersion) -> str:
+    if inspected.task == "classification":
+        return f"{inspected.kind}, {len(version.labels)} labels."
+    shapes = [
+        ", ".join(f"{one['name']} {one['shape']} {one['dtype']}" for one in side)
+        for side in (inspected.inputs, inspected.outputs)
+    ]
+    return f"{inspected.kind}, no classifier: takes {shapes[0]}; answers {shapes[1]}."
 
 
 def _as_compiled(inspected: Inspected, path: Path, filename: str) -> CompiledFile:
@@ -196,7 +225,7 @@ def _publish(
     measured = (
         f"{metrics['accuracy']:.1%} on {metrics['count']} test photos"
         if metrics.get("count")
-        else "not measured, because the model has no test photos yet"
+        else str(metrics.get("measured", "not measured, because the model has no test photos yet"))
     )
     outcome = (
         f"Version {version.number} is ready with {len(shipped)} variants, {measured}."
