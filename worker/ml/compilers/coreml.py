@@ -27,6 +27,7 @@ from worker.ml.compilers.base import (
     About,
     CompiledFile,
 )
+from worker.ml.compilers.grouped import without_xla
 from worker.ml.compression.palettes import find_palette
 from worker.ml.compression.recipes import RECIPES
 from worker.ml.determinism import pin_tensorflow
@@ -143,7 +144,8 @@ def convert(model: keras.Model, labels: Sequence[str], **form: Any) -> Any:
     tf = pin_tensorflow(0)
     shape = (1, *model.input_shape[1:])
     traced = tf.function(lambda image: {OUTPUT_NAME: model(image, training=False)})
-    function = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32, name=INPUT_NAME))
+    with without_xla():
+        function = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32, name=INPUT_NAME))
     with quiet() as ct:
         try:
             return ct.convert(
