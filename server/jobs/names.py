@@ -16,6 +16,7 @@ QUEUES: Final = (DEFAULT_QUEUE, ML_QUEUE, SIGNING_QUEUE)
 
 TRAIN: Final = "training.run"
 COMPILE_UPLOAD: Final = "registry.compile_upload"
+COMPILE_VARIANTS: Final = "registry.compile_variants"
 BUILD_PATCHES: Final = "registry.build_patches"
 PUBLISH: Final = "trust.publish"
 NOTIFY: Final = "rollouts.notify"
@@ -24,6 +25,7 @@ NOTIFY: Final = "rollouts.notify"
 JOBS: Final[dict[str, str]] = {
     TRAIN: ML_QUEUE,
     COMPILE_UPLOAD: ML_QUEUE,
+    COMPILE_VARIANTS: ML_QUEUE,
     BUILD_PATCHES: DEFAULT_QUEUE,
     PUBLISH: SIGNING_QUEUE,
     NOTIFY: DEFAULT_QUEUE,

@@ -14,8 +14,9 @@ from django.db.models import Count
 from django.utils import timezone
 
 from server import blobs
-from server.domain.errors import Conflict, Unprocessable
+from server.domain.errors import Conflict, InvalidInput, Unprocessable
 from server.domain.splits import Split, Unit, assign_splits, cap_contributors
+from server.domain.variants import MENU
 from server.http import audit
 from server.jobs import actions as jobs
 from server.jobs import names
@@ -45,6 +46,13 @@ if TYPE_CHECKING:
 MIN_CONTRIBUTORS = 3
 
 
+_JOBS = {
+    TrainingRun.Kind.TRAIN: names.TRAIN,
+    TrainingRun.Kind.COMPILE_UPLOAD: names.COMPILE_UPLOAD,
+    TrainingRun.Kind.COMPILE_VARIANTS: names.COMPILE_VARIANTS,
+}
+
+
 def request_run(
     *,
     model: Model,
@@ -72,9 +80,11 @@ def request_run(
                 seed=training_policy(model).seed,
                 requested_by_id=actor.pk if actor is not None and actor.is_authenticated else None,
             )
-            name = names.TRAIN if kind == TrainingRun.Kind.TRAIN else names.COMPILE_UPLOAD
             job = jobs.enqueue(
-                name=name, args={"run_id": str(run.pk)}, queue="ml", unique_key=f"run:{run.pk}"
+                name=_JOBS[kind],
+                args={"run_id": str(run.pk)},
+                queue="ml",
+                unique_key=f"run:{run.pk}",
             )
             run.job_id = job.pk
             run.save(update_fields=["job_id"])
@@ -133,6 +143,69 @@ def upload_version(
             version=version,
             actor=actor,
         )
+
+
+def request_variants(
+    *, version: ModelVersion, kinds: Sequence[str], actor: Actor = None
+) -> TrainingRun:
+    """Queue the run that compiles more files of a published version, into a version of their own.
+
+    The new version has the same weights, the files that there are, and ``kinds`` beside them.
+
+    Raises:
+        InvalidInput: ``unknown_variant``.
+        Conflict: ``version_not_published``, ``version_not_compilable``, ``variants_exist``, and
+            as ``request_run``.
+
+    """
+    wanted = list(dict.fromkeys(kinds))
+    _check_derivable(version, wanted)
+    _refuse_second_run(version.model)
+    with transaction.atomic():
+        derived = registry.draft_version(
+            model=version.model,
+            source=ModelVersion.Source(version.source),
+            labels=version.labels,
+            lineage={**version.lineage, "derived_from": version.number, "kinds": wanted},
+            architecture=version.architecture,
+            preprocessing=version.preprocessing,
+            parent=version,
+            signature=version.signature,
+            source_sha256=version.source_sha256,
+            source_filename=version.source_filename,
+            notes=version.notes,
+        )
+        return request_run(
+            model=version.model,
+            trigger="variants",
+            kind=TrainingRun.Kind.COMPILE_VARIANTS,
+            version=derived,
+            actor=actor,
+        )
+
+
+def _check_derivable(version: ModelVersion, kinds: Sequence[str]) -> None:
+    unknown = [kind for kind in kinds if kind not in MENU]
+    if unknown or not kinds:
+        named = ", ".join(repr(kind[:40]) for kind in unknown) or "nothing"
+        message = f"{named} cannot be compiled; choose from {', '.join(MENU)}."
+        raise InvalidInput(message, code="unknown_variant")
+    if version.state != ModelVersion.State.PUBLISHED:
+        message = f"Version {version} is {version.state}; only a published one is compiled further."
+        raise Conflict(message, code="version_not_published")
+    if not version.source_filename.endswith(".keras"):
+        message = (
+            f"Version {version} was uploaded as {version.source_filename or 'a compiled file'}:"
+            " without its Keras network nothing else can be compiled from it."
+        )
+        raise Conflict(message, code="version_not_compilable")
+    if version.signature.get("task") == "other":
+        message = f"Version {version} is no classifier, and only those are compiled on demand."
+        raise Conflict(message, code="version_not_compilable")
+    shipped = queries.shipped_kinds(version)
+    if set(kinds) <= shipped:
+        message = f"Version {version} has all of that already: {', '.join(sorted(shipped))}."
+        raise Conflict(message, code="variants_exist")
 
 
 def _refuse_second_run(model: Model) -> None:

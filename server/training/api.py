@@ -24,6 +24,8 @@ from server.training.serializers import (
     RunDetailSerializer,
     RunFilterSerializer,
     RunSerializer,
+    VariantKindSerializer,
+    VariantRequestSerializer,
     VersionUploadSerializer,
 )
 
@@ -85,6 +87,36 @@ class Card(APIView):
     def get(self, request: Request, model: str, number: int) -> Response:  # noqa: ARG002
         """Return the card: data, training, figures, gate, weaknesses, limits, provenance."""
         return Response(model_card(get_version(get_model(model), number)))
+
+
+class Variants(APIView):
+    """What a version can be compiled into, and more files of it on demand."""
+
+    @extend_schema(
+        operation_id="list_variant_kinds",
+        summary="The menu of compiled files, and which of them the version has",
+        tags=["versions"],
+        responses={200: VariantKindSerializer(many=True)},
+    )
+    def get(self, request: Request, model: str, number: int) -> Response:  # noqa: ARG002
+        """Return the menu."""
+        version = get_version(get_model(model), number)
+        return Response(VariantKindSerializer(queries.variant_menu(version), many=True).data)
+
+    @extend_schema(
+        operation_id="compile_variants",
+        summary="Compile more files of a published version, into a version of their own",
+        tags=["versions"],
+        request=VariantRequestSerializer,
+        responses={202: _RUN_STARTED},
+    )
+    def post(self, request: Request, model: str, number: int) -> Response:
+        """Queue the run; the version it makes has the same weights and is not released."""
+        version = get_version(get_model(model), number)
+        values = VariantRequestSerializer.read(request.data)
+        return _started(
+            actions.request_variants(version=version, kinds=values["kinds"], actor=request.user)
+        )
 
 
 class Train(APIView):

@@ -119,10 +119,11 @@ class TrainingRun(models.Model):
     """One attempt to make a version: inputs, progress, log and how it ended."""
 
     class Kind(models.TextChoices):
-        """Training from photos, or compiling an uploaded network."""
+        """Training from photos, compiling an uploaded network, or more files of a version."""
 
         TRAIN = "train"
         COMPILE_UPLOAD = "compile_upload"
+        COMPILE_VARIANTS = "compile_variants"
 
     class State(models.TextChoices):
         """``queued`` → ``running`` → one of the rest."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
 from server.domain.errors import NotFound
+from server.domain.variants import MENU
 from server.photos.queries import trainable_photos
 from server.registry.models import Model
 from server.training.models import RunLine, TrainingRun
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from server.photos.models import Photo
+    from server.registry.models import ModelVersion
 
 # A night missed by more than this (the machine was off) waits for the next one.
 CATCH_UP = timedelta(hours=6)
@@ -81,6 +83,27 @@ def new_photo_count(model: Model) -> int:
         photos = photos.filter(decided_at__gt=since)
         photos = photos.exclude(snapshot_entries__snapshot=last.snapshot)
     return photos.count()
+
+
+def shipped_kinds(version: ModelVersion) -> set[str]:
+    """Return the files that devices may get of a version, as ``runtime:precision``."""
+    shipped = version.variants.filter(is_shipped=True)
+    return {f"{one.runtime}:{one.precision}" for one in shipped}
+
+
+def variant_menu(version: ModelVersion) -> list[dict[str, Any]]:
+    """Return everything that can be compiled, what it is for, and what the version has of it."""
+    known = {f"{one.runtime}:{one.precision}": one for one in version.variants.all()}
+    return [
+        {
+            "kind": name,
+            "purpose": kind.purpose,
+            "is_trained": kind.is_trained,
+            "is_shipped": name in known and known[name].is_shipped,
+            "refusal": known[name].refusal if name in known else "",
+        }
+        for name, kind in MENU.items()
+    ]
 
 
 def due_night(model: Model, now: datetime, last_on: date | None) -> date | None:

@@ -8,6 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.reverse import reverse
 
+from server.domain.variants import MENU
 from server.http.serializers import StrictSerializer, Text
 from server.training import queries, uploads
 from server.training.models import TrainingRun
@@ -154,6 +155,25 @@ class PreprocessingSerializer(StrictSerializer):
     std = serializers.ListField(
         child=serializers.FloatField(min_value=1e-6), min_length=3, max_length=3,
         default=[1.0, 1.0, 1.0],
+    )  # fmt: skip
+
+
+class VariantKindSerializer(serializers.Serializer[Any]):
+    """One entry of the menu of compiled files."""
+
+    kind = serializers.CharField(help_text="runtime:precision")
+    purpose = serializers.CharField()
+    is_trained = serializers.BooleanField(help_text="Whether the network is trained on for it.")
+    is_shipped = serializers.BooleanField(help_text="Whether the version has it.")
+    refusal = serializers.CharField(help_text="Why it was not shipped, where it was tried.")
+
+
+class VariantRequestSerializer(StrictSerializer):
+    """Which files to compile."""
+
+    kinds = serializers.ListField(
+        child=Text(max_length=40), min_length=1, max_length=len(MENU),
+        help_text="Such as coreml:palette4; GET lists them.",
     )  # fmt: skip
 
 

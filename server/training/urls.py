@@ -8,6 +8,11 @@ from server.training import api, golden_api
 
 urlpatterns = [
     path("models/<slug:model>/versions", api.Versions.as_view(), name="versions"),
+    path(
+        "models/<slug:model>/versions/<int:number>/variants",
+        api.Variants.as_view(),
+        name="version_variants",
+    ),
     path("models/<slug:model>/train", api.Train.as_view(), name="train"),
     path("models/<slug:model>/versions/<int:number>/card", api.Card.as_view(), name="version_card"),
     path("models/<slug:model>/golden", golden_api.Golden.as_view(), name="golden"),

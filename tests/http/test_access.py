@@ -68,6 +68,8 @@ CALLS = {
     "POST models/<slug:model>/golden": STAFF,
     "DELETE models/<slug:model>/golden/<uuid:photo_id>": STAFF,
     "GET models/<slug:model>/versions/<int:number>/card": STAFF,
+    "GET models/<slug:model>/versions/<int:number>/variants": STAFF,
+    "POST models/<slug:model>/versions/<int:number>/variants": STAFF,
     "POST models/<slug:model>/train": STAFF,
     "GET runs": STAFF,
     "GET runs/<uuid:run_id>": STAFF,

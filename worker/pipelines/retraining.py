@@ -18,6 +18,7 @@ from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
 from worker.ml.errors import MLError
 from worker.pipelines import fitting, gating, photos
+from worker.pipelines.compressing import Compressor, training_photos
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants
 
@@ -71,6 +72,14 @@ def retrain(
         min_agreement=policy.variant_agreement,
         store=store,
         reporter=reporter,
+        coreml_target=policy.coreml_target,
+        compressor=Compressor(
+            trained.model,
+            lambda: training_photos(trained.model, sets["train"], trained.preprocessing, store),
+            epochs=policy.compression_epochs,
+            seed=run.seed,
+            reporter=reporter,
+        ),
     )
     reporter.progress("gating", 0, 1, {})
     judgement = gating.judge(run.model, version.labels, reference, sets["test"], policy, store)

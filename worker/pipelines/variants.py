@@ -15,7 +15,8 @@ from server.registry.statements import statement
 from server.trust import attestations
 from worker.ml import evaluation
 from worker.ml import selftest as ml_selftest
-from worker.ml.compilers import CompiledFile, compile_variant
+from worker.ml.compilers import COREML_TARGETS, CompiledFile, compile_variant
+from worker.ml.compression import RECIPES
 from worker.ml.coreml import CoreMLModel, OperatorUnknown
 from worker.ml.coreml.comparison import Comparison, compare_answers
 from worker.ml.errors import MLError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from server.blobs import BlobStore
     from server.registry.models import ModelVersion, Variant
     from worker.ml.preprocessing import Preprocessing
+    from worker.pipelines.compressing import Compressor
     from worker.pipelines.reporting import Reporter
 
 
@@ -61,13 +63,23 @@ def compile_variants(
     min_agreement: float,
     store: BlobStore,
     reporter: Reporter,
+    coreml_target: str = COREML_TARGETS[0],
+    compressor: Compressor | None = None,
 ) -> list[Variant]:
-    """Compile, measure and record every kind (``runtime:precision``); return the shipped ones."""
+    """Compile, measure and record every kind (``runtime:precision``); return the shipped ones.
+
+    Without a ``compressor`` pruned and clustered kinds are not trained on.
+    """
     shipped = []
     for step, kind in enumerate(kinds):
         reporter.progress("compiling", step, len(kinds), {})
         runtime, precision = kind.split(":")
+        if _is_trained(runtime, precision) and not len(reference.images):
+            reason = "its weights are others, and without test photos nobody can say how good"
+            _record_refusal(version, runtime, precision, reason, reporter)
+            continue
         try:
+            compressed = compressor.network_for(runtime, precision) if compressor else None
             compiled = compile_variant(
                 reference.model,
                 runtime,
@@ -78,6 +90,8 @@ def compile_variants(
                 name=version.model.name,
                 # Not the number: the same weights must give the same bytes in every night.
                 version=version.weights_sha256[:12],
+                coreml_target=coreml_target,
+                compressed=compressed,
             )
         except MLError as error:
             _record_refusal(version, runtime, precision, str(error), reporter)
@@ -89,6 +103,11 @@ def compile_variants(
             shipped.append(variant)
     reporter.progress("compiling", len(kinds), len(kinds), {})
     return shipped
+
+
+def _is_trained(runtime: str, precision: str) -> bool:
+    recipe = RECIPES.get((runtime, precision))
+    return recipe is not None and recipe.is_tuned
 
 
 def attest(

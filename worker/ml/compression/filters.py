@@ -149,7 +149,10 @@ def _mend(
     kernel = np.asarray(taker.kernel, dtype=np.float64)
     if kernel.ndim == 2:  # noqa: PLR2004
         return (explained @ kernel).astype(np.float32)
-    return np.einsum("kc,hwco->hwko", explained, kernel).astype(np.float32)
+    mended: npt.NDArray[np.float32] = np.einsum("kc,hwco->hwko", explained, kernel).astype(
+        np.float32
+    )
+    return mended
 
 
 def _cut(
