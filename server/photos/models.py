@@ -212,7 +212,12 @@ class Review(models.Model):
 
 
 class PhotoEmbedding(models.Model):
-    """A photo's features under one backbone: computed once, deleted with the photo."""
+    """What a worker computed from a photo, once: deleted with the photo.
+
+    Features under one backbone, or, with ``VIEWS_PREFIX``, a picture of its augmented views.
+    """
+
+    VIEWS_PREFIX = "views-"
 
     photo = models.ForeignKey(Photo, on_delete=models.CASCADE, related_name="embeddings")
     key = models.CharField(max_length=200, help_text="Backbone, weights and preprocessing.")

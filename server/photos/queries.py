@@ -136,6 +136,14 @@ def _within_reach(model: Model, dhash: str) -> set[uuid.UUID]:
     return {pk for pk, other in rows if distance_bits(dhash, other) <= MAX_DISTANCE_BITS}
 
 
+def view_pictures(model: Model, *, most: int = 6) -> list[PhotoEmbedding]:
+    """Return the newest pictures of how training varies the model's photos."""
+    pictures = PhotoEmbedding.objects.filter(
+        photo__model=model, key__startswith=PhotoEmbedding.VIEWS_PREFIX
+    )
+    return list(pictures.select_related("photo__label").order_by("-pk")[:most])
+
+
 def blob_is_used(sha256: str) -> bool:
     """Say whether any photo still has this blob as its pixels or features."""
     return (

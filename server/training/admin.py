@@ -12,11 +12,13 @@ from django.urls import URLPattern, path, reverse
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 
+from server import blobs
 from server.domain.errors import NotFound
 from server.http.charts import line_chart
 from server.http.pages import Question, ReadOnlyPage, ask, display, shorten
 from server.photos.admin import photo_image
-from server.photos.models import Photo
+from server.photos.models import Photo, PhotoEmbedding
+from server.photos.queries import view_pictures
 from server.registry.figures import shown, shown_accuracy
 from server.registry.models import Model, ModelVersion
 from server.registry.tables import confusion_table, label_rows, variant_rows
@@ -51,7 +53,8 @@ _PHASES: dict[str, dict[str, tuple[str, ...]]] = {
     TrainingRun.Kind.TRAIN: {
         "snapshot": ("snapshot",),
         "embedding": ("embedding",),
-        "training": ("training", "regularisation", "head", "scratch"),
+        "choosing": ("probing", "tuning"),
+        "training": ("training", "regularisation", "head", "scratch", "reading", "fine_tuning"),
         "evaluating": ("evaluating",),
         "compiling": ("compiling",),
         "gate": ("gating",),
@@ -91,7 +94,9 @@ class RunPage(ReadOnlyPage):
         """Add the part of a run's page that is fetched again and again."""
         live = self.admin_site.admin_view(self.live_view)
         card = self.admin_site.admin_view(self.card_view)
+        views = self.admin_site.admin_view(self.picture_view)
         return [
+            path("views/<int:picture_id>/", views, name="training_trainingrun_views"),
             path("<uuid:run_id>/live/", live, name="training_trainingrun_live"),
             path("cards/<int:version_id>/", card, name="training_trainingrun_card"),
             *super().get_urls(),
@@ -108,6 +113,8 @@ class RunPage(ReadOnlyPage):
         """Add the progress."""
         run = self.get_object(request, object_id)
         context = describe_run(run) if run is not None else {}
+        if run is not None and request.user.has_perm("photos.view_photo"):
+            context["view_pictures"] = view_pictures(run.model)
         response: HttpResponse = super().change_view(
             request, object_id, form_url, {**(extra_context or {}), **context}
         )
@@ -122,6 +129,19 @@ class RunPage(ReadOnlyPage):
         except NotFound as error:
             raise Http404 from error
         return TemplateResponse(request, "training/run_live.html", describe_run(run))
+
+    def picture_view(self, request: HttpRequest, picture_id: int) -> HttpResponse:
+        """Answer with a photo and some of the views that training draws of it, as a JPEG."""
+        if not request.user.has_perm("photos.view_photo"):
+            raise Http404
+        pictures = PhotoEmbedding.objects.filter(key__startswith=PhotoEmbedding.VIEWS_PREFIX)
+        picture = get_object_or_404(pictures, pk=picture_id)
+        try:
+            content = blobs.store().read(picture.blob_sha256)
+        except blobs.BlobNotFound as error:
+            raise Http404 from error
+        headers = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+        return HttpResponse(content, content_type="image/jpeg", headers=headers)
 
     def card_view(self, request: HttpRequest, version_id: int) -> HttpResponse:
         """Answer with a version's model card."""

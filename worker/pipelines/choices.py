@@ -71,7 +71,7 @@ def note(choice: Choice, circumstances: dict[str, Any], photo_count: int) -> Cho
 def measured_before(model: Model, circumstances: dict[str, Any], photo_count: int) -> Choice | None:
     """Return the incumbent's choice where it still holds: a night costs only what is new."""
     release = rollout_queries.incumbent(model, rollouts.PRODUCTION)
-    facts = release.version.lineage.get("tuning") if release is not None else None
+    facts = release.version.lineage.get("choice") if release is not None else None
     if not facts or facts.get("circumstances") != circumstances:
         return None
     if photo_count >= facts["photo_count"] * MEASURED_AGAIN_AT:

@@ -150,6 +150,9 @@ class _Pretrained:
         self._task.reporter.say(
             "embedding", f"{self._fresh} photos embedded now, {total - self._fresh} from the cache."
         )
+        photos.draw_views(
+            self._train_set.photos, self._augmentation, self._preprocessing, self._task.store
+        )
         choice = self._choose()
         self._task.reporter.say("tuning", choice.sentence)
         if choice.strategy == "scratch":
@@ -159,7 +162,7 @@ class _Pretrained:
             "weights": self._weights.origin,
             "weights_sha256": self._weights.sha256,
             "embedded": self._fresh,
-            "tuning": choice.to_facts(),
+            "choice": choice.to_facts(),
             "augmentation": {"name": self._augmentation.name, "views": self._views},
         }
         return Trained(model, self._preprocessing, self._architecture.name, facts)
@@ -360,7 +363,7 @@ def _facts(trials: Any) -> tuple[dict[str, Any], ...]:
 def _fit_from_scratch(task: Task, sentence: str, choice: choices.Choice | None = None) -> Trained:
     trained = _train_from_scratch(task, is_validated=True)
     choice = choice or choices.Choice("scratch", trained.architecture, sentence)
-    facts = {"weights": "from scratch", "tuning": choice.to_facts()}
+    facts = {"weights": "from scratch", "choice": choice.to_facts()}
     return Trained(trained.model, trained.preprocessing, trained.architecture, facts)
 
 

@@ -12,7 +12,7 @@ from django.db.models import Min
 from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
 from server.training.models import SnapshotEntry
-from worker.ml.augmentation import NONE, Augmentation, view_of
+from worker.ml.augmentation import NONE, Augmentation, draw_sheet, view_of
 from worker.ml.preprocessing import Preprocessing, load_image
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 _QUERY_BATCH = 1000
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,32 @@ class FeatureCache:
         for (depth, view), blobs in fresh.items():
             if blobs:
                 record_embeddings(key=self._key(depth, view), features=blobs)
+
+
+def draw_views(
+    photos: Sequence[Photo],
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+    store: BlobStore,
+) -> None:
+    """Keep, beside a few photos, pictures of how the augmentation varies them, for people to see.
+
+    They are pictures of these photos, and so are erased with them.
+    """
+    if augmentation is NONE:
+        return
+    key = f"{PhotoEmbedding.VIEWS_PREFIX}{augmentation.key}-{preprocessing.fit}"
+    shown = photos[:: max(1, len(photos) // _SHOWN)][:_SHOWN]
+    known = _known_features(shown, key)
+    drawn = {
+        photo.pk: store.put_bytes(
+            draw_sheet([read_image(photo, preprocessing, store)], augmentation)
+        )
+        for photo in shown
+        if photo.pk not in known
+    }
+    if drawn:
+        record_embeddings(key=key, features=drawn)
 
 
 def _known_features(photos: Sequence[Photo], key: str) -> dict[uuid.UUID, str]:

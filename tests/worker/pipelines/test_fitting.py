@@ -39,7 +39,7 @@ def model_with(make: Make, labels: Sequence[str], count: int, **policy: Any) -> 
 
 def test_few_photos_of_things_get_a_classifier_on_the_top_features() -> None:
     trained, lines = fit(model_with(like_imagenet, THINGS, 25))
-    tuning = trained.facts["tuning"]
+    tuning = trained.facts["choice"]
     assert (tuning["strategy"], tuning["depth"]) == ("linear", "features")
     assert tuning["sentence"] in lines
     assert "A linear classifier on the top features is right on" in tuning["sentence"]
@@ -48,7 +48,7 @@ def test_few_photos_of_things_get_a_classifier_on_the_top_features() -> None:
 
 def test_few_photos_unlike_imagenet_get_a_network_that_is_cut_lower() -> None:
     trained, lines = fit(model_with(unlike_imagenet, MOSAICS, 40))
-    tuning = trained.facts["tuning"]
+    tuning = trained.facts["choice"]
     assert tuning["strategy"] == "lower"
     assert tuning["depth"] in {"block_3_expand_relu", "block_6_expand_relu"}
     assert "the network is cut there" in tuning["sentence"]
@@ -61,13 +61,13 @@ def test_few_photos_unlike_imagenet_get_a_network_that_is_cut_lower() -> None:
 
 def test_many_photos_of_things_try_fine_tuning() -> None:
     trained, _ = fit(model_with(like_imagenet, ("metal", "plastic"), 45, **MANY))
-    tuning = trained.facts["tuning"]
+    tuning = trained.facts["choice"]
     print(tuning)
     assert "Fine-tuning what lies above" in tuning["sentence"]
 
 
 def test_many_photos_unlike_imagenet_try_a_network_from_scratch() -> None:
     trained, _ = fit(model_with(unlike_imagenet, MOSAICS, 100, **MANY))
-    tuning = trained.facts["tuning"]
+    tuning = trained.facts["choice"]
     print(tuning)
     assert "Training a network from scratch" in tuning["sentence"]
