@@ -29,7 +29,7 @@ _WIDE = 0.1
 def model_card(version: ModelVersion) -> dict[str, Any]:
     """Return a version's card, ready for JSON."""
     run = _run(version)
-    snapshot = run.snapshot if run is not None else None
+    snapshot = _snapshot(version, run)
     data = _data(snapshot)
     metrics = _metrics(version)
     return {
@@ -49,6 +49,13 @@ def model_card(version: ModelVersion) -> dict[str, Any]:
 def _run(version: ModelVersion) -> TrainingRun | None:
     """Return the run that made the version, or that compiled it."""
     return version.runs.select_related("snapshot").order_by("created_at").first()
+
+
+def _snapshot(version: ModelVersion, run: TrainingRun | None) -> DatasetSnapshot | None:
+    """Return the photos of the run, or those of the version that this one was derived from."""
+    if run is not None and run.snapshot is not None:
+        return run.snapshot
+    return version.model.snapshots.filter(pk=version.lineage.get("snapshot")).first()
 
 
 def _details(version: ModelVersion) -> dict[str, Any]:
