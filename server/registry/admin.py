@@ -270,7 +270,7 @@ class VersionPage(ReadOnlyPage):
     search_fields = ("model__slug", "notes", "architecture")
     list_select_related = ("model",)
     ordering = ("-created_at",)
-    actions_detail = ("release", "recall")
+    actions_detail = ("release", "compile_more", "recall")
     change_form_outer_before_template = "registry/version.html"
     fields = ("notes", "failure", "lineage", "preprocessing", "signature")
     readonly_fields = fields
@@ -329,6 +329,11 @@ class VersionPage(ReadOnlyPage):
     def release(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the question."""
         return _to("admin:rollouts_release_add", version=object_id)
+
+    @action(description="Compile more files", icon="compress")
+    def compile_more(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Go to the menu."""
+        return _to("admin:training_trainingrun_variants", version=object_id)
 
     @action(description="Recall", icon="undo", variant=ActionVariant.DANGER)
     def recall(self, request: HttpRequest, object_id: str) -> HttpResponse:

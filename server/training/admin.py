@@ -24,7 +24,7 @@ from server.registry.models import Model, ModelVersion
 from server.registry.tables import confusion_table, label_rows, variant_rows
 from server.training import actions, golden, queries, uploads
 from server.training.cards import model_card
-from server.training.forms import PinForm, ReasonForm, TrainForm, UploadForm
+from server.training.forms import PinForm, ReasonForm, TrainForm, UploadForm, VariantsForm
 from server.training.models import (
     DatasetSnapshot,
     GoldenPhoto,
@@ -56,10 +56,14 @@ _PHASES: dict[str, dict[str, tuple[str, ...]]] = {
         "choosing": ("probing", "tuning"),
         "training": ("training", "regularisation", "head", "scratch", "reading", "fine_tuning"),
         "evaluating": ("evaluating",),
-        "compiling": ("compiling",),
+        "compiling": ("compiling", "compressing"),
         "gate": ("gating",),
     },
     TrainingRun.Kind.COMPILE_UPLOAD: {"inspecting": ("inspecting",), "compiling": ("compiling",)},
+    TrainingRun.Kind.COMPILE_VARIANTS: {
+        "loading": ("loading",),
+        "compiling": ("compiling", "compressing"),
+    },
 }
 
 
@@ -94,11 +98,13 @@ class RunPage(ReadOnlyPage):
         """Add the part of a run's page that is fetched again and again."""
         live = self.admin_site.admin_view(self.live_view)
         card = self.admin_site.admin_view(self.card_view)
+        variants = self.admin_site.admin_view(self.variants_view)
         views = self.admin_site.admin_view(self.picture_view)
         return [
             path("views/<int:picture_id>/", views, name="training_trainingrun_views"),
             path("<uuid:run_id>/live/", live, name="training_trainingrun_live"),
             path("cards/<int:version_id>/", card, name="training_trainingrun_card"),
+            path("variants/", variants, name="training_trainingrun_variants"),
             *super().get_urls(),
         ]
 
@@ -155,6 +161,38 @@ class RunPage(ReadOnlyPage):
             f"{version.model.slug} {version.number}: model card",
             **describe_card(version),
         )
+
+    def variants_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask which files a version shall have besides, then compile them."""
+        if not self.has_add_permission(request):
+            raise Http404
+        wanted = request.GET.get("version", "")
+        versions = ModelVersion.objects.select_related("model")
+        version = get_object_or_404(versions, pk=int(wanted) if wanted.isdecimal() else 0)
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            run = actions.request_variants(
+                version=version, kinds=values["kinds"], actor=request.user
+            )
+            return f"{len(values['kinds'])} more files are being compiled.", _address(run)
+
+        shipped = ", ".join(sorted(queries.shipped_kinds(version))) or "none"
+        question = Question(
+            title=f"Compile more files of {version.model.slug} {version.number}",
+            submit="Compile",
+            back=reverse("admin:registry_modelversion_change", args=[version.pk]),
+            form=VariantsForm,
+            act=act,
+            effects=(
+                f"It has {shipped}.",
+                (
+                    "A new version of the same weights gets these files and the ones you choose;"
+                    " each is measured on the test photos, and refused where it falls behind."
+                ),
+                "Devices notice nothing until the new version is released.",
+            ),
+        )
+        return ask(self, request, question)
 
     def add_view(
         self,

@@ -6,11 +6,13 @@ import uuid
 
 from django import forms
 from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
 )
 
+from server.domain.variants import MENU
 from server.registry.models import Model
 
 
@@ -36,6 +38,23 @@ class ReasonForm(forms.Form):
         max_length=300,
         widget=UnfoldAdminTextInputWidget(),
         help_text="Kept with who did it and when.",
+    )
+
+
+class VariantsForm(forms.Form):
+    """Which files to compile."""
+
+    kinds = forms.MultipleChoiceField(
+        label="Files",
+        choices=[
+            (
+                name,
+                f"{name}: {kind.purpose}"
+                + (" (trained on for minutes)" if kind.is_trained else ""),
+            )
+            for name, kind in MENU.items()
+        ],
+        widget=UnfoldAdminCheckboxSelectMultipleWidget(),
     )
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from server.domain.errors import DomainError
 from server.jobs import names
 from server.jobs.models import UNFINISHED, Job, JobState
-from server.jobs.queries import get_job
 from server.registry.models import Model
 from server.registry.queries import get_model
 from server.training import actions, queries
-from server.training.models import TrainingRun
+from server.training.management.foreground import perform_run, start_job
 
 # Whoever holds the keys begins at once; where nobody does, this process signs.
 _SIGNER_BEGINS_WITHIN_S = 5
@@ -54,13 +50,7 @@ class Command(BaseCommand):
             self.stderr.write(f"{model.slug}: {error.detail}")
             return False
         self.stdout.write(f"{model.slug}: {count} new photos, run {run.pk}")
-        # The job is done by a process of the worker's own; a running worker may take it first.
-        worker = _start(run.job_id)
-        try:
-            is_good = self._follow(run, worker)
-        finally:
-            worker.terminate()
-            worker.wait()
+        is_good = perform_run(self, run)
         if is_good:
             self._see_to_release(model)
         return is_good
@@ -91,40 +81,8 @@ class Command(BaseCommand):
             time.sleep(0.25)
             job.refresh_from_db()
         if job.state == JobState.QUEUED:
-            _start(job.pk).wait()
+            start_job(job.pk).wait()
         job.refresh_from_db()
         while job.state == JobState.RUNNING:
             time.sleep(0.25)
             job.refresh_from_db()
-
-    @staticmethod
-    def _is_waiting(run: TrainingRun) -> bool:
-        """Say whether nobody has begun: a running worker may have taken the job before ours."""
-        return run.job_id is not None and get_job(run.job_id).state == JobState.QUEUED
-
-    def _follow(self, run: TrainingRun, worker: subprocess.Popen[bytes]) -> bool:
-        seen, shown = 0, ""
-        while True:
-            alive = worker.poll() is None
-            run.refresh_from_db()
-            for line in run.lines.filter(pk__gt=seen):
-                seen = line.pk
-                if line.message:
-                    self.stdout.write(f"  {line.stage or 'start':<11} {line.message}")
-            position = f"  {run.stage} {run.step}/{run.total_steps}"
-            if run.total_steps > 1 and position != shown:
-                shown = position
-                self.stdout.write(position)
-            if run.state not in TrainingRun.ACTIVE:
-                return run.state == TrainingRun.State.SUCCEEDED
-            if not alive and self._is_waiting(run):
-                self.stderr.write("The worker process ended before it began.")
-                return False
-            time.sleep(0.5)
-
-
-def _start(job_id: object) -> subprocess.Popen[bytes]:
-    """Start a process of the worker's own that performs one job."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "worker.foreground", str(job_id)], cwd=settings.BASE_DIR
-    )
