@@ -27,6 +27,7 @@ from server.domain.delivery_policy import DeliveryPolicy
 from server.domain.errors import InvalidInput
 from server.domain.stages import OPEN_STATES
 from server.domain.targeting import read_rules
+from server.registry.figures import figures, version_maturity
 from server.registry.models import Model, ModelVersion, Variant
 from server.rollouts import queries as rollout_queries
 from server.rollouts.models import Channel, Override, Patch, Release, Rollout, Signing
@@ -427,7 +428,7 @@ def _timestamp(release: Release) -> str:
 
 def _variant_members(slug: str, channel: str, release: Release, variant: Variant) -> dict[str, Any]:
     version = release.version
-    quality = variant.metrics.get("accuracy", version.metrics.get("accuracy"))
+    measured = figures(variant.metrics) or figures(version.metrics) or {}
     return {
         "artifact": {
             "path": f"/api/v1/artifacts/{variant.sha256}",
@@ -441,8 +442,10 @@ def _variant_members(slug: str, channel: str, release: Release, variant: Variant
         "selftest": variant.selftest,
         "requires": variant.requires,
         "metrics": {
-            "accuracy": quality,
-            "test_photos": version.metrics.get("count"),
+            "accuracy": measured.get("accuracy"),
+            "test_photos": measured.get("count"),
+            "interval": measured.get("interval"),
+            "maturity": version_maturity(version),
             # What was found where there is no accuracy, or that nothing could be.
             "measured": variant.metrics.get("measured", ""),
         },

@@ -12,6 +12,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from server.registry.figures import shown_accuracy
 from server.registry.models import ModelVersion
 
 PUBLISHED = (
@@ -41,9 +42,9 @@ class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
 
     def label_from_instance(self, obj: Any) -> str:
         """Name the version and its accuracy."""
-        accuracy = obj.metrics.get("accuracy")
-        measured = f", {accuracy:.1%}" if accuracy is not None else ", not measured"
-        return f"{obj.model.slug} {obj.number}{measured}"
+        is_measured = obj.metrics.get("accuracy") is not None
+        measured = shown_accuracy(obj.metrics) if is_measured else "not measured"
+        return f"{obj.model.slug} {obj.number}, {measured}"
 
 
 class ReleaseForm(forms.Form):
