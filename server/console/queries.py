@@ -10,9 +10,12 @@ from django.conf import settings
 from django.db.models import Count, Max, Q
 
 from server.delivery.models import ApplicationKey
+from server.domain import maturity
 from server.jobs.queries import count_by_state
 from server.photos.models import Photo
+from server.registry.figures import accepted_photos, shown_accuracy
 from server.registry.models import Model, ModelVersion
+from server.registry.queries import models_with_photos, training_policy
 from server.rollouts import queries as rollouts
 from server.rollouts.actions import PRODUCTION
 from server.rollouts.models import Release
@@ -36,6 +39,17 @@ class ModelOverview:
     newest: ModelVersion | None = None
 
     @property
+    def photos_sentence(self) -> str:
+        """Say which labels have too few photos; blank where all have enough."""
+        minimum = training_policy(self.model).min_photos_per_label
+        return maturity.describe(accepted_photos(self.model), minimum=minimum)
+
+    @property
+    def newest_accuracy(self) -> str:
+        """Return the newest version's accuracy with its interval and count."""
+        return shown_accuracy(self.newest.metrics) if self.newest is not None else ""
+
+    @property
     def is_unreleased(self) -> bool:
         """Say whether there is a published version newer than what production serves."""
         if self.newest is None:
@@ -45,7 +59,7 @@ class ModelOverview:
 
 def overview() -> dict[str, Any]:
     """Return the home page's facts."""
-    models = list(Model.objects.filter(retired_at__isnull=True))
+    models = list(models_with_photos().filter(retired_at__isnull=True))
     serves = {
         channel.model_id: release
         for channel, release in rollouts.serving(models)
