@@ -10,6 +10,7 @@ instead of digits.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import io
 import json
@@ -181,6 +182,7 @@ class Demo:
         """Start web, worker and schedule on a fresh folder; stop them at the end."""
         self._title("Starting the server (web, worker, schedule; embedded database and broker)")
         self._require_free_port()
+        _require_unused_data()
         shutil.rmtree(DATA, ignore_errors=True)
         DATA.mkdir(parents=True)
         self.environment = env = os.environ | {
@@ -217,7 +219,7 @@ class Demo:
                 process.kill()
 
     def _require_free_port(self) -> None:
-        """Refuse to start over another demo: its data would be deleted under it."""
+        """Refuse to start beside whatever answers there."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -448,9 +450,7 @@ class Demo:
                 f"{'–' if not latency else format(latency['p50'], '.2f'):>10}"
                 f"  {'yes' if variant['is_shipped'] else 'no: ' + variant['refusal']}"
             )
-        print(
-            "    (Core ML is checked for structure, labels and weights here; Linux cannot run it.)"
-        )
+        print("    (Core ML is calculated here by the MIL definitions; no Apple device was asked.)")
 
     def _export_root(self) -> Path:
         """Write the root that an app carries; the keys stay where the server keeps them."""
@@ -548,6 +548,20 @@ class Demo:
 
     def _title(self, text: str) -> None:
         print(f"\n[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def _require_unused_data() -> None:
+    """Refuse to start over another demo on another port: its data would be deleted under it."""
+    lock = DATA / "quickstart.lock"
+    if not lock.exists():
+        return
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DemoError(
+                f"Another demo runs on {_short(DATA)}, which this one would delete. End it first."
+            ) from error
 
 
 def _manage(env: dict[str, str], *arguments: str) -> None:
