@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,15 +106,21 @@ def variant_rows(version: ModelVersion) -> list[VariantRow]:
     return [_variant_row(variant) for variant in version.variants.all()]
 
 
+def _accuracy(metrics: Mapping[str, Any]) -> str:
+    """Return the accuracy and, where that needs telling, how it was found."""
+    how = str(metrics.get("measured", ""))
+    if metrics.get("accuracy") is None:
+        return how or "not measured"
+    return f"{shown_accuracy(metrics)}, {how}" if how else shown_accuracy(metrics)
+
+
 def _variant_row(variant: Variant) -> VariantRow:
     latency = (variant.metrics.get("latency_ms") or {}).get("p50")
     agreement = variant.metrics.get("agreement") or {}
     return VariantRow(
         variant=variant,
         size=size(variant.size_bytes) if variant.size_bytes else "–",
-        accuracy=shown_accuracy(variant.metrics)
-        if variant.metrics.get("accuracy") is not None
-        else str(variant.metrics.get("measured", "not measured")),
+        accuracy=_accuracy(variant.metrics),
         agreement=shown(agreement.get("agreeing", 0), agreement.get("count", 0))
         if "agreeing" in agreement
         else percent(agreement.get("top1")),
