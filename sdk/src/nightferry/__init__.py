@@ -72,6 +72,9 @@ if TYPE_CHECKING:
         NoModelError as NoModelError,
     )
     from nightferry.errors import (
+        NotAClassifierError as NotAClassifierError,
+    )
+    from nightferry.errors import (
         NoTrustedRootError as NoTrustedRootError,
     )
     from nightferry.errors import (
@@ -217,6 +220,7 @@ _HOMES = {
         "NetworkError",
         "NightferryError",
         "NoModelError",
+        "NotAClassifierError",
         "NoTrustedRootError",
         "OfflineModeError",
         "PatchError",

@@ -81,6 +81,7 @@ def _read(name: str, path: Path, runtime: str) -> tuple[Model, Manifest | None]:
             precision=artifact.precision,
             labels=manifest.labels,
             preprocessing=manifest.preprocessing,
+            signature=manifest.signature,
             is_embedded=True,
             state=ModelState.EMBEDDED,
         ),

@@ -47,6 +47,7 @@
      │    └── EmbeddedModelError         embedded_model          no
      └── PredictionError                 prediction             no
           ├── RuntimeMissingError        runtime_missing        no
+          ├── NotAClassifierError        not_a_classifier       no
           └── PreprocessingError         preprocessing          no
 
 ``code`` is stable: programs and events carry it. ``str(error)`` is a sentence for a person.
@@ -350,6 +351,12 @@ class RuntimeMissingError(PredictionError):
     """The packages that run the model are not installed."""
 
     code = "runtime_missing"
+
+
+class NotAClassifierError(PredictionError):
+    """The model does not answer a photo with one number for each label; ``run`` runs it."""
+
+    code = "not_a_classifier"
 
 
 class PreprocessingError(PredictionError):

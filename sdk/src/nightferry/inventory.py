@@ -112,6 +112,7 @@ class Inventory:
             precision=artifact.precision,
             labels=manifest.labels,
             preprocessing=manifest.preprocessing,
+            signature=manifest.signature,
             is_embedded=False,
             state=phase,
             enrolment=_latest_word(manifest, state).enrolment,

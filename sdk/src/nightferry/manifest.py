@@ -92,6 +92,12 @@ class Manifest:
     sample_bp: int | None = None
 
     @property
+    def signature(self) -> Mapping[str, object]:
+        """Return what the server says of inputs and outputs; the file itself decides."""
+        told = self.document.get("signature")
+        return cast("Document", told) if isinstance(told, dict) else {}
+
+    @property
     def release_number(self) -> int:
         """Return the number in a label such as ``v12``, 0 where there is none."""
         digits = re.fullmatch(r"v(\d{1,18})", self.label)
@@ -138,7 +144,7 @@ def parse_manifest(document: object) -> Manifest:
         mandatory=reader.boolean("mandatory"),
         artifact=_parse_artifact(reader, required=kind is Kind.UPDATE),
         patches=_parse_patches(reader),
-        labels=_parse_labels(reader, required=kind is Kind.UPDATE),
+        labels=reader.texts("labels"),
         preprocessing=reader.group("preprocessing").document,
         selftest=reader.group("selftest").document,
         enrolment=_parse_enrolment(reader),
@@ -295,13 +301,6 @@ def _parse_size(group: _Reader) -> int:
         complaint = "is not a possible size"
         raise InvalidManifestError(_sentence(group.name("size_bytes"), complaint, size))
     return size
-
-
-def _parse_labels(reader: _Reader, *, required: bool) -> tuple[str, ...]:
-    labels = reader.texts("labels")
-    if required and not labels:
-        raise InvalidManifestError(_sentence("labels", "is missing or empty"))
-    return labels
 
 
 def _parse_enrolment(reader: _Reader) -> Enrolment | None:

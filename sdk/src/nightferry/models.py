@@ -84,6 +84,8 @@ class Model:
         preprocessing: how a photo becomes the input tensor (see ``nightferry.preprocessing``).
         is_embedded: whether it is the one shipped inside the app.
         enrolment: the rollout and arm under which it was offered, None outside rollouts.
+        signature: of uploaded models, their task and every input and output; a hint that is not
+            signed. What counts is the file, see ``Predictor.inputs``.
 
     """
 
@@ -100,6 +102,12 @@ class Model:
     is_embedded: bool
     state: ModelState
     enrolment: Enrolment | None = None
+    signature: Mapping[str, object] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it names what is on a photo; else ``Predictor.run`` runs it."""
+        return bool(self.labels) and self.signature.get("task") != "other"
 
 
 @dataclass(frozen=True, kw_only=True)

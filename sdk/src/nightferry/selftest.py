@@ -1,7 +1,8 @@
 """The self-test of a model file before it is used: whether it answers as on the server.
 
 A wrong model does not crash, it answers wrongly. A manifest's ``selftest`` carries a few tiny
-pictures with the answers that the server got from the very same file; ``docs/selftest-format.md``
+pictures, or for a model that is no classifier the seeds of a few inputs, with the answers that the
+server got from the very same file; ``docs/selftest-format.md``
 describes it. The test finds a runtime, a delegate or a preprocessing that calculates something
 else here than there, and a file that cannot be run at all.
 
@@ -49,6 +50,14 @@ MAX_INPUTS = 16
 MAX_SIDE_PX = 64
 MAX_OUTPUTS = 10_000
 MAX_LATENCY_MS = 60_000
+TENSORS_FORMAT = 2
+MAX_TENSORS = 256
+MAX_CELLS = 65_536
+MAX_VALUES = 1 << 26
+_DTYPES = frozenset({
+    "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
+    "bool", "image",
+})  # fmt: skip
 
 _CHANNELS = 3
 # To start Python, load the runtime and open the file, on a slow device.
@@ -76,6 +85,22 @@ class _Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class _Tensors:
+    """What a model of any signature is to answer: by case and output, values at some places."""
+
+    request: dict[str, Any]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+    names: tuple[str, ...]
+    tolerances: tuple[float, ...]
+    max_latency_ms: float
+
+    @property
+    def runs(self) -> int:
+        """How often the file is run."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class _Vectors:
     """What is to be shown, and what is to be answered, in the same order."""
 
@@ -83,6 +108,11 @@ class _Vectors:
     outputs: tuple[tuple[float, ...], ...]
     tolerance: float
     max_latency_ms: float
+
+    @property
+    def runs(self) -> int:
+        """How often the file is run."""
+        return len(self.pictures)
 
 
 def is_runnable(runtime: str) -> bool:
@@ -123,25 +153,32 @@ def run_selftest(
 
     """
     vectors = _read(selftest, expected_sha256)
-    request = {
-        "path": os.fspath(path),
-        "preprocessing": dict(preprocessing),
-        "outputs": len(vectors.outputs[0]),
-        "pictures": [
-            [one.width, one.height, base64.b64encode(one.rgb).decode()] for one in vectors.pictures
-        ],
-    }
+    request: dict[str, Any]
+    if isinstance(vectors, _Tensors):
+        request = {"path": os.fspath(path), "tensors": vectors.request}
+    else:
+        request = {
+            "path": os.fspath(path),
+            "preprocessing": dict(preprocessing),
+            "outputs": len(vectors.outputs[0]),
+            "pictures": [
+                [one.width, one.height, base64.b64encode(one.rgb).decode()]
+                for one in vectors.pictures
+            ],
+        }
     answer = _ask_child(request, vectors) if _can_start_python() else _answer(request)
     if "error" in answer:
         kind = SelfTestUnreadableError if answer.get("unreadable") else SelfTestUnrunnableError
         raise kind(str(answer["error"]))
+    if isinstance(vectors, _Tensors):
+        return _judge_tensors(vectors, answer["outputs"], answer["latencies_ms"])
     return _judge(vectors, answer["outputs"], answer["latencies_ms"])
 
 
 # What the manifest says
 
 
-def _read(selftest: Mapping[str, Any], expected_sha256: str | None) -> _Vectors:
+def _read(selftest: Mapping[str, Any], expected_sha256: str | None) -> _Vectors | _Tensors:
     if selftest.get("format") != FORMAT:
         raise SelfTestUnreadableError(
             f"The self-test has the format {selftest.get('format')!r}; this SDK reads {FORMAT}."
@@ -157,7 +194,10 @@ def _read(selftest: Mapping[str, Any], expected_sha256: str | None) -> _Vectors:
     if sha256 != selftest.get("sha256") or expected_sha256 not in (None, sha256):
         raise SelfTestUnreadableError("The self-test's data do not have the hash stated for them.")
     try:
-        return _vectors(json.loads(content))
+        document = json.loads(content)
+        if isinstance(document, dict) and "cases" in document:
+            return _read_tensors(document)
+        return _vectors(document)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SelfTestUnreadableError(f"The self-test's data are malformed: {error}.") from error
 
@@ -177,6 +217,87 @@ def _vectors(document: Any) -> _Vectors:
     )
 
 
+def _read_tensors(document: Any) -> _Tensors:
+    if document["format"] != TENSORS_FORMAT:
+        message = f"format {document['format']!r} is not known"
+        raise ValueError(message)
+    inputs = [_input(one) for one in _list(document["inputs"], MAX_TENSORS)]
+    outputs = _list(document["outputs"], MAX_TENSORS)
+    places = [[_whole(at) for at in _list(one["at"], MAX_OUTPUTS)] for one in outputs]
+    cases = _list(document["cases"], MAX_INPUTS)
+    for case in cases:
+        _check_case(case, inputs)
+    return _Tensors(
+        {
+            "inputs": inputs,
+            "outputs": [
+                {
+                    "name": _text(one["name"]),
+                    "shape": [_whole(n) for n in _list(one["shape"], 8, least=0)],
+                    "at": at,
+                }
+                for one, at in zip(outputs, places, strict=True)
+            ],
+            "cases": [{"seeds": case["seeds"], "cells": case["cells"]} for case in cases],
+        },
+        values=tuple(_values(case["values"], places) for case in cases),
+        names=tuple(one["name"] for one in outputs),
+        tolerances=tuple(_number(one["tolerance"], least=0.0) for one in outputs),
+        max_latency_ms=_number(document["max_latency_ms"], least=0.0, most=MAX_LATENCY_MS),
+    )
+
+
+def _input(document: Any) -> dict[str, Any]:
+    shape = [_whole(side) for side in _list(document["shape"], 8, least=0)]
+    dtype = _text(document["dtype"])
+    if math.prod(shape) > MAX_VALUES or not all(shape) or dtype not in _DTYPES:
+        message = f"an input of {shape} {dtype} cannot be made"
+        raise ValueError(message)
+    limits = {name: _number(document[name]) for name in ("low", "high")}
+    return {"name": _text(document["name"]), "shape": shape, "dtype": dtype, **limits}
+
+
+def _check_case(case: Any, inputs: Sequence[Any]) -> None:
+    seeds, cells = _list(case["seeds"], MAX_TENSORS), _list(case["cells"], MAX_TENSORS)
+    if not len(seeds) == len(cells) == len(inputs):
+        message = "a case has a seed and blocks for every input"
+        raise ValueError(message)
+    for seed, blocks, one in zip(seeds, cells, inputs, strict=True):
+        counts = [_whole(count) for count in _list(blocks, 8, least=0)]
+        if not 0 < _whole(seed) < 1 << 32 or len(counts) != len(one["shape"]):
+            message = "a seed or the blocks of a case are out of bounds"
+            raise ValueError(message)
+        if math.prod(counts) > MAX_CELLS or not all(
+            0 < count <= side for count, side in zip(counts, one["shape"], strict=True)
+        ):
+            message = f"blocks of {counts} do not fit {one['shape']}"
+            raise ValueError(message)
+
+
+def _values(rows: Any, places: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
+    values = tuple(
+        tuple(_number(one) for one in _list(row, MAX_OUTPUTS)) for row in _list(rows, MAX_TENSORS)
+    )
+    if [len(row) for row in values] != [len(at) for at in places]:
+        message = "values and places do not fit each other"
+        raise ValueError(message)
+    return values
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= 1 << 40:
+        message = f"{value!r} is not a whole number of at least 0"
+        raise ValueError(message)
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        message = f"{value!r} is not a text"
+        raise TypeError(message)
+    return value
+
+
 def _picture(document: Any) -> _Picture:
     sides = (document["width"], document["height"])
     if any(type(side) is not int or not 0 < side <= MAX_SIDE_PX for side in sides):
@@ -189,8 +310,8 @@ def _picture(document: Any) -> _Picture:
     return _Picture(*sides, rgb)
 
 
-def _list(value: Any, most: int) -> Sequence[Any]:
-    if not isinstance(value, list) or not 0 < len(value) <= most:
+def _list(value: Any, most: int, *, least: int = 1) -> Sequence[Any]:
+    if not isinstance(value, list) or not least <= len(value) <= most:
         message = f"a list of 1 to {most} members is missing"
         raise ValueError(message)
     return value
@@ -231,13 +352,41 @@ def _judge(
             f"An output is {worst:.4g} off what it was on the server; {vectors.tolerance:.4g} is"
             " tolerated."
         )
+    return SelfTestReport(_timed(latencies_ms, vectors.max_latency_ms), worst)
+
+
+def _judge_tensors(
+    vectors: _Tensors,
+    outputs: Sequence[Sequence[Sequence[float]]],
+    latencies_ms: Sequence[float],
+) -> SelfTestReport:
+    worst = 0.0
+    for number, (got, wanted) in enumerate(zip(outputs, vectors.values, strict=True), start=1):
+        for name, tolerance, ours, theirs in zip(
+            vectors.names, vectors.tolerances, got, wanted, strict=True
+        ):
+            if not all(map(math.isfinite, ours)):
+                raise SelfTestNotFiniteError(
+                    f"Input {number}: the output {name} is not of finite numbers."
+                )
+            differ = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+            if differ > tolerance:
+                raise SelfTestDiffersError(
+                    f"Input {number}: the output {name} is {differ:.4g} off what it was on the"
+                    f" server; {tolerance:.4g} is tolerated."
+                )
+            worst = max(worst, differ)
+    return SelfTestReport(_timed(latencies_ms, vectors.max_latency_ms), worst)
+
+
+def _timed(latencies_ms: Sequence[float], max_latency_ms: float) -> float:
     latency_ms = statistics.median(latencies_ms)
-    if latency_ms > vectors.max_latency_ms:
+    if latency_ms > max_latency_ms:
         raise SelfTestTooSlowError(
-            f"The model takes {latency_ms:.0f} ms for one picture; {vectors.max_latency_ms:.0f} ms"
-            " are allowed."
+            f"The model takes {latency_ms:.0f} ms for one input; {max_latency_ms:.0f} ms are"
+            " allowed."
         )
-    return SelfTestReport(latency_ms, worst)
+    return latency_ms
 
 
 def _first(values: Sequence[float]) -> int:
@@ -254,9 +403,9 @@ def _can_start_python() -> bool:
     return Path(sys.executable or "").name.lower().startswith("python")
 
 
-def _ask_child(request: dict[str, Any], vectors: _Vectors) -> dict[str, Any]:
+def _ask_child(request: dict[str, Any], vectors: _Vectors | _Tensors) -> dict[str, Any]:
     """Return what another process says of the file; what ends that process leaves ours alone."""
-    runs = len(vectors.pictures) + 1
+    runs = vectors.runs + 1
     limit_s = _START_LIMIT_S + 2 * runs * vectors.max_latency_ms / 1000
     try:
         done = subprocess.run(
@@ -292,6 +441,11 @@ def _serve(request: dict[str, Any]) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """Return ``outputs`` and ``latencies_ms`` per picture, or ``error`` with a sentence."""
+    if "tensors" in request:
+        try:
+            return _run_tensors(request["path"], request["tensors"])
+        except Exception as error:  # noqa: BLE001 - a damaged file makes the runtime raise anything
+            return {"error": f"The model file cannot be run: {error}"}
     try:
         from nightferry.preprocessing import Preprocessing
 
@@ -328,6 +482,43 @@ def _run(request: dict[str, Any], steps: Preprocessing) -> dict[str, Any]:
         raw = interpreter.get_tensor(given["index"])
         outputs.append([float(value) for value in _real(raw, given).reshape(-1)])
     return {"outputs": outputs, "latencies_ms": latencies_ms}
+
+
+def _run_tensors(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    from nightferry.tensors import Tensors, fill
+
+    interpreter = cast("Any", Interpreter)(path, num_threads=1)
+    interpreter.allocate_tensors()
+    tensors = Tensors(interpreter)
+    outputs: list[list[list[float]]] = []
+    latencies_ms: list[float] = []
+    for case in request["cases"]:
+        drawn = {
+            one["name"]: fill(one["shape"], one["dtype"], cells, seed, one["low"], one["high"])
+            for one, seed, cells in zip(
+                request["inputs"], case["seeds"], case["cells"], strict=True
+            )
+        }
+        if not outputs:
+            # The first run of all also prepares the runtime.
+            tensors.run(drawn)
+        started = time.perf_counter()
+        found = tensors.run(drawn)
+        latencies_ms.append((time.perf_counter() - started) * 1000)
+        outputs.append([_sample(found, one) for one in request["outputs"]])
+    return {"outputs": outputs, "latencies_ms": latencies_ms}
+
+
+def _sample(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[float]:
+    values = found.get(wanted["name"])
+    if values is None or list(values.shape) != wanted["shape"]:
+        shape = None if values is None else list(values.shape)
+        message = f"its output {wanted['name']} is {shape}, and {wanted['shape']} was promised"
+        raise PredictionError(message)
+    flat = values.reshape(-1)
+    return [float(flat[at]) for at in wanted["at"]]
 
 
 def _tensors(

@@ -415,7 +415,7 @@ class FakeServer:
             "metrics": {},
             "enrolment": None,
             "revoked": list(published.revoked),
-            "policy": hashlib.sha256("".join(published.revoked).encode()).hexdigest()[:16],
+            "policy": _policy_tag(published.revoked),
             "poll": self._poll,
             "telemetry": {"sample_bp": 10_000},
         }
@@ -576,6 +576,12 @@ def bind(server: type[S], handler: type[BaseHTTPRequestHandler]) -> S:
         with contextlib.suppress(OSError):
             return server(("127.0.0.1", port), handler)
     raise OSError(f"no free port between {_PORTS[0]} and {_PORTS[1]}")
+
+
+def _policy_tag(revoked: Sequence[str]) -> str:
+    """Return what changes with the files that the signed policy revokes."""
+    document = json.dumps(sorted(revoked), separators=(",", ":"))
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
 def _route_of(path: str) -> str:
