@@ -7,6 +7,7 @@ file keeps the network's own signature, and is compared with the network on the 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,10 +101,15 @@ def _make_tflite(
     module.serve = frozen
     with tempfile.TemporaryDirectory() as folder:
         try:
-            tf.saved_model.save(module, folder, signatures=frozen)
+            # As in worker.ml.compilers.tflite: a gradient of somebody's own cannot be saved.
+            options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+            tf.saved_model.save(module, folder, signatures=frozen, options=options)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             _set_up(converter, precision, inputs, calibration)
-            raw = bytes(converter.convert())
+            with warnings.catch_warnings():
+                # Calibration opens an interpreter of TensorFlow's, which tells of its coming end.
+                warnings.simplefilter("ignore", UserWarning)
+                raw = bytes(converter.convert())
         except (ValueError, RuntimeError, TypeError) as error:
             raise CompilationFailed(_sentence("TFLite", error)) from error
     return _rename(raw, [one.name for one in inputs], names)

@@ -76,7 +76,9 @@ def convert(
     module = tf.Module()
     module.serve = frozen
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=frozen)
+        # Nothing is trained from it, and a gradient of somebody's own (swish) cannot be saved.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, folder, signatures=frozen, options=options)
         try:
             if precision == "int8":
                 return _quantise(folder, calibration)
