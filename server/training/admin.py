@@ -305,7 +305,6 @@ class RunPage(ReadOnlyPage):
 def describe_card(version: ModelVersion) -> dict[str, Any]:
     """Return what the page of a model card shows."""
     card = model_card(version)
-    cameras = (card["data"] or {}).get("cameras") or {}
     return {
         "version": version,
         "card": card,
@@ -319,11 +318,6 @@ def describe_card(version: ModelVersion) -> dict[str, Any]:
         "camera_rows": [
             (row["camera"], shown(row["correct"], row["count"]))
             for row in card["metrics"]["per_camera"]
-        ],
-        "camera_counts": [
-            (split, ", ".join(f"{camera} {count}" for camera, count in sorted(found.items())))
-            for split, found in cameras.items()
-            if found
         ],
         "pins": ", ".join(
             f"{name} {value}" for name, value in (version.lineage.get("pins") or {}).items()
@@ -344,9 +338,15 @@ def describe_run(run: TrainingRun) -> dict[str, Any]:
         ],
         "percent": min(100, round(share * 100)),
         "charts": _charts(points),
+        "validation_photos": _validation_photos(run),
         "lines": queries.log(run),
         "duration": _duration(run),
     }
+
+
+def _validation_photos(run: TrainingRun) -> int:
+    """Return how many photos a curve's validation figures are of."""
+    return sum(_split_counts(run.snapshot, "validation").values()) if run.snapshot else 0
 
 
 def _duration(run: TrainingRun) -> str:
