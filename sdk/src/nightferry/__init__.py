@@ -186,6 +186,9 @@ if TYPE_CHECKING:
         Update as Update,
     )
     from nightferry.prediction import Predictor as Predictor
+    from nightferry.preprocessing import shrink_for_recognition as shrink_for_recognition
+    from nightferry.smoothing import Smoothed as Smoothed
+    from nightferry.smoothing import Smoother as Smoother
     from nightferry.timing import Timing as Timing
     from nightferry.trust import Authorisation as Authorisation
     from nightferry.trust import PatchTarget as PatchTarget
@@ -262,6 +265,8 @@ _HOMES = {
         "Update",
     ),
     "prediction": ("Predictor",),
+    "preprocessing": ("shrink_for_recognition",),
+    "smoothing": ("Smoothed", "Smoother"),
     "timing": ("Timing",),
     "trust": (
         "Authorisation",

@@ -47,6 +47,7 @@ _FIXED: dict[str, object] = {
 _FITS = ("stretch", "center_crop")
 _MAX_SIDE = 8192
 _CHANNELS = 3
+_RECOGNITION_QUALITY = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,29 @@ def load_image(source: ImageSource) -> Image.Image:
     except Exception as error:  # a hostile file makes Pillow raise nearly anything
         message = f"The image cannot be read: {error}."
         raise PreprocessingError(message) from error
+
+
+def shrink_for_recognition(image: ImageSource, shorter_side_px: int = 224) -> bytes:
+    """Return a JPEG of the upright photo, small enough to send for recognition.
+
+    The shorter side has 224 pixels, scaled as training scales, and is never enlarged; that costs
+    recognition little. Never for training photos, which are sent as they were taken, nor for
+    anything with small print.
+
+    Raises:
+        PreprocessingError: it is not a readable image, or ``shorter_side_px`` is below 1.
+
+    """
+    if shorter_side_px < 1:
+        raise PreprocessingError(f"No image has a side of {shorter_side_px} pixels.")
+    upright = load_image(image)
+    share = min(1.0, shorter_side_px / min(upright.size))
+    width, height = (max(1, round(side * share)) for side in upright.size)
+    small = upright.resize((width, height), Image.Resampling.BILINEAR)
+    content = io.BytesIO()
+    # Pillow writes nothing of the original's EXIF into a new picture: no place, no camera.
+    small.save(content, "JPEG", quality=_RECOGNITION_QUALITY)
+    return content.getvalue()
 
 
 def _upright(image: Image.Image) -> Image.Image:
