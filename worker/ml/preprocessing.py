@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from worker.ml.errors import PhotoUnreadable, PreprocessingUnknown
 
@@ -100,7 +100,7 @@ def load_image(source: bytes | Path, preprocessing: Preprocessing) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            upright = ImageOps.exif_transpose(opened).convert(preprocessing.color_space)
+            upright = _flatten(ImageOps.exif_transpose(opened))
             size = (preprocessing.width, preprocessing.height)
             box = _box(upright.size, preprocessing)
             resized = upright.resize(size, Image.Resampling.BILINEAR, box=box)
@@ -128,6 +128,41 @@ def _box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, fl
     kept_height = min(height, width / shape)
     left, top = (width - kept_width) / 2, (height - kept_height) / 2
     return (left, top, left + kept_width, top + kept_height)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB, as photos are taken in: sRGB, and what is transparent on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        image = _from_deep(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if profile and image.mode in {"RGB", "L", "CMYK"}:
+        image = _to_srgb(image, profile)
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Return 8-bit grey from 16-bit samples, or from 32-bit ones stretched over their range."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I;16"):
+        values = values / 257
+    else:
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = (values - low) * (255 / max(high - low, 1e-12))
+    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert through the embedded profile; one that does not fit is left out of account."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError):
+        return image
+    return converted or image
 
 
 def _side(manifest: Mapping[str, Any], key: str) -> int:

@@ -22,7 +22,7 @@ from nightferry.errors import PreprocessingError, RuntimeMissingError
 
 try:
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageCms, ImageOps
 except ImportError as error:
     raise RuntimeMissingError(
         "Preparing images needs numpy and Pillow: pip install 'nightferry[tflite]'."
@@ -100,7 +100,9 @@ class Preprocessing:
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Return an upright RGB image: EXIF orientation applied, then converted.
+    """Return an upright RGB image: EXIF orientation applied, then as photos for training are.
+
+    That is 8 bits in sRGB by the embedded profile, and what is transparent on white.
 
     Args:
         source: a path, the bytes of an image file, an open binary file, a Pillow image, or pixels
@@ -147,7 +149,42 @@ def shrink_for_recognition(image: ImageSource, shorter_side_px: int = 224) -> by
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return _flatten(ImageOps.exif_transpose(image))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB, as photos are taken in: sRGB, and what is transparent on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith(("I", "F")):
+        image = _from_deep(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if profile and image.mode in {"RGB", "L", "CMYK"}:
+        image = _to_srgb(image, profile)
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Return 8-bit grey from 16-bit samples, or from 32-bit ones stretched over their range."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I;16"):
+        values = values / 257
+    else:
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = (values - low) * (255 / max(high - low, 1e-12))
+    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert through the embedded profile; one that does not fit is left out of account."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError, TypeError):
+        return image
+    return converted or image
 
 
 def _side(document: Mapping[str, object], member: str) -> int:
