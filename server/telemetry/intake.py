@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -15,6 +15,8 @@ from server.telemetry import histograms
 from server.telemetry.models import Event
 
 MAX_DATA_BYTES: Final = 4096
+# Far below what any reader of JSON gives up at: what is kept once has to be read by all others.
+MAX_DATA_DEPTH: Final = 16
 MAX_SAMPLE_BP: Final = 10_000
 # Clocks are a little off; what lies further in the future never happened then.
 MAX_AHEAD: Final = timedelta(days=1)
@@ -158,7 +160,19 @@ def _is_storable(value: Mapping[str, object]) -> bool:
         document = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         return False
-    return len(document) <= MAX_DATA_BYTES and is_text(document) and "\\u0000" not in document
+    if len(document) > MAX_DATA_BYTES or not is_text(document) or "\\u0000" in document:
+        return False
+    return not _is_deeper(value, MAX_DATA_DEPTH)
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    if isinstance(value, Mapping):
+        inner: Iterable[object] = value.values()
+    elif isinstance(value, list):
+        inner = value
+    else:
+        return False
+    return most == 0 or any(_is_deeper(one, most - 1) for one in inner)
 
 
 def _enrolment(event: Mapping[str, object]) -> dict[str, str] | None:
