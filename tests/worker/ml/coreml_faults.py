@@ -139,6 +139,11 @@ def lose_the_ceiling(opened: Opened) -> None:
         operation.type = "relu"
 
 
+def sort_a_layer(opened: Opened) -> None:
+    """No fault, but an operator that the evaluator does not know."""
+    opened.operations("relu6")[0].type = "sin"
+
+
 def change_a_palette_entry(opened: Opened) -> None:
     """One of 256 values in the palette of the largest layer."""
     palettes = opened.operations("constexpr_lut_to_dense")

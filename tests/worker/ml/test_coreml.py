@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import blobs
+from server.registry import actions as registry
+from server.registry.models import ModelVersion, Variant
+from tests.support.factories import make_model
 from tests.worker.ml import coreml_faults as faults
 from tests.worker.ml.conftest import BACKBONE, LABELS, Photos
 from worker.ml import compilers, evaluation, training
@@ -26,6 +31,7 @@ from worker.ml.coreml.operators import OPERATORS
 from worker.ml.embeddings import Embedder
 from worker.ml.preprocessing import default_preprocessing
 from worker.ml.weights import find_weights
+from worker.pipelines import variants
 
 if TYPE_CHECKING:
     import keras
@@ -134,6 +140,53 @@ def test_a_broken_package_is_found_out(
 def test_a_wrong_entry_of_a_palette_is_found_out(trained: Trained) -> None:
     broken = faults.break_package(trained.palette8, faults.change_a_palette_entry)
     assert trained.failing(broken) == {"weights", "execution"}
+
+
+@pytest.mark.django_db
+def test_a_night_runs_core_ml_files_over_the_test_photos(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "COREML_PHOTOS", 8)
+    version = registry.draft_version(
+        model=make_model(labels=LABELS),
+        source=ModelVersion.Source.TRAINED,
+        labels=LABELS,
+        lineage={},
+        preprocessing=default_preprocessing(224).to_manifest(),
+    )
+    reference = variants.Reference(
+        trained.network,
+        images=trained.photos.images,
+        targets=trained.photos.indexes,
+        probabilities=trained.answers,
+        calibration=(),
+        preprocessing=default_preprocessing(224),
+    )
+
+    def record(data: bytes, precision: str) -> Variant:
+        made = compilers.CompiledFile(
+            "coreml", precision, "x.mlpackage.zip", coreml.MEDIA_TYPE, data, requires={}
+        )
+        return variants.record_variant(
+            version, made, reference, 0.02, blobs.store(), MagicMock(), min_agreement=0.9
+        )
+
+    right = record(trained.float16, "float16")
+    assert right.is_shipped
+    assert right.metrics["count"] == right.metrics["agreement"]["count"] == 8
+    assert right.metrics["conversion"]["error_of_spread"] < 0.05
+    assert "MIL definitions" in right.metrics["measured"]
+    assert "latency_ms" not in right.metrics
+    assert right.selftest["format"] == 1
+    # The same labels on every photo, and found out all the same.
+    wrong = record(faults.break_package(trained.float16, faults.swap_channels), "float32")
+    assert not wrong.is_shipped
+    assert wrong.metrics["agreement"]["agreeing"] == 8
+    assert "photos: disagrees with Keras" in wrong.refusal
+    unknown = record(faults.break_package(trained.float16, faults.sort_a_layer), "palette8")
+    assert unknown.is_shipped
+    assert unknown.metrics["measured"].startswith("structure checked only")
+    assert unknown.selftest == {}
 
 
 # --- operators --------------------------------------------------------------------------------
