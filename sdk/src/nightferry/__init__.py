@@ -21,6 +21,9 @@ if TYPE_CHECKING:
         ClockWrongError as ClockWrongError,
     )
     from nightferry.errors import (
+        CompileFailedError as CompileFailedError,
+    )
+    from nightferry.errors import (
         ConditionsNotMetError as ConditionsNotMetError,
     )
     from nightferry.errors import (
@@ -206,6 +209,7 @@ _HOMES = {
         "ArtifactGoneError",
         "CacheReadOnlyError",
         "ClockWrongError",
+        "CompileFailedError",
         "ConditionsNotMetError",
         "ConfigurationError",
         "CounterTooLowError",

@@ -104,8 +104,16 @@ class BlobCache:
         with contextlib.suppress(OSError):
             os.utime(self.path_of(sha256))
 
+    def compiled_of(self, sha256: str) -> Path:
+        """Return the folder of what the app has compiled of the file (see ``compiled``)."""
+        return self.root / "compiled" / sha256
+
     def remove(self, sha256: str) -> bool:
-        """Delete the file with this hash; say whether it is gone."""
+        """Delete the file with this hash and what was compiled of it; say whether it is gone."""
+        if self.compiled_of(sha256).is_dir():
+            import shutil
+
+            shutil.rmtree(self.compiled_of(sha256), ignore_errors=True)
         return remove(self.path_of(sha256))
 
     def discard_partials(self, sha256: str) -> None:

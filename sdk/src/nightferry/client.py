@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Self
 
 from nightferry import __version__, environment, log
 from nightferry.cache import BlobCache
+from nightferry.compiled import Compiler
 from nightferry.device import SystemProbe, installation_id
 from nightferry.embedded import EmbeddedModels
 from nightferry.errors import (
+    CompileFailedError,
     ConfigurationError,
     IntegrityError,
     NightferryError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from nightferry.compiled import Compile
     from nightferry.device import DeviceProbe
     from nightferry.models import DownloadConditions
     from nightferry.prediction import Predictor
@@ -65,6 +68,7 @@ _ADDRESS = re.compile(
     r"https?://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[1-9]\d{0,4})?(/[A-Za-z0-9._~%/-]*)?"
 )
 _STOP_WAIT_S = 5.0
+_MAX_FALLS = 3  # the release in use, the one before it, the embedded model
 
 
 class ModelClient:
@@ -93,6 +97,9 @@ class ModelClient:
         activation: when a release that came in the background is used.
         verifier: decides what may be installed, in place of the signed metadata.
         timing: intervals, limits and chance.
+        compile: called with a model file and an empty folder, once a release is verified and
+            tested and before it comes into use, and again when the system's version changes;
+            makes in the folder what the app runs, and returns its path (see ``compiled_path``).
 
     Raises:
         ConfigurationError: an argument is unusable; the sentence names it.
@@ -118,6 +125,7 @@ class ModelClient:
         activation: ActivationMode = ActivationMode.NEXT_LOAD,
         verifier: Verifier | None = None,
         timing: Timing | None = None,
+        compile: Compile | None = None,  # noqa: A002 - what it does
     ) -> None:
         """Check the arguments and put the parts together; see the class."""
         url = _usable_server_url(server_url)
@@ -137,6 +145,7 @@ class ModelClient:
             self._timing.now,
             known_revoked=self._known_revoked,
         )
+        self._compiler = Compiler(compile, self._inventory.cache) if compile else None
         self._network = Network(url, app_key, self._inventory.cache, self._timing)
         self._events = EventQueue(
             EventFile(scope / "events.jsonl"),
@@ -169,6 +178,7 @@ class ModelClient:
                 trial=self._trial,
                 probe=device_probe or SystemProbe(),
                 timing=self._timing,
+                compiler=self._compiler,
             ),
             channel=channel,
             runtime=runtime,
@@ -259,6 +269,33 @@ class ModelClient:
         except (PredictionError, IntegrityError) as error:
             usage.failed(error, code="load")
             raise
+
+    def compiled_path(self, name: str) -> Path:
+        """Return what the app's ``compile`` made of the model to run now.
+
+        Made already for a release that came with an update; here for an embedded model, and after
+        the system was updated. A release that cannot be compiled goes out of use, as after
+        ``report_failure``, and the one before it is compiled instead.
+
+        Raises:
+            ConfigurationError: no ``compile`` was passed.
+            CompileFailedError: there is nothing left that can be compiled.
+            NightferryError: there is no model, and this is why.
+
+        """
+        if self._compiler is None:
+            raise ConfigurationError("Nothing was passed to compile with: ModelClient(compile=…).")
+        for _ in range(_MAX_FALLS):
+            model = self.get_model(name, DownloadType.LOCAL_MODEL)
+            try:
+                return self._compiler.make(model.path, model.sha256)
+            except CompileFailedError as error:
+                if model.is_embedded:
+                    raise
+                self._trial.fall_back(name, error.code, str(error))
+                if self._inventory.current(name) is None:
+                    raise
+        raise CompileFailedError(f"No release of {name} that is here can be compiled.")
 
     def list_models(self) -> list[Model]:
         """Return the models that could be used now, offline, by name."""

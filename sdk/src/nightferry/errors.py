@@ -38,6 +38,7 @@
      │    ├── SelfTestWrongTop1Error     selftest_wrong_top1    no
      │    ├── SelfTestDiffersError       selftest_differs       no
      │    └── SelfTestTooSlowError       selftest_too_slow      no
+     ├── CompileFailedError              compile_failed         no
      ├── PatchError                      patch_unusable         no
      ├── ConditionsNotMetError           conditions_not_met     yes
      ├── StorageError                    storage                no
@@ -308,6 +309,12 @@ class ConditionsNotMetError(NightferryError):
 
     code = "conditions_not_met"
     retryable = True
+
+
+class CompileFailedError(NightferryError):
+    """What the app compiles of a model on the device could not be made of this file."""
+
+    code = "compile_failed"
 
 
 class StorageError(NightferryError):

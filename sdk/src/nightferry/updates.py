@@ -16,6 +16,7 @@ from nightferry.acquisition import Acquisition, Leave, Phases
 from nightferry.device import DeviceProbe, platform_facts
 from nightferry.errors import (
     ArtifactGoneError,
+    CompileFailedError,
     ConditionsNotMetError,
     EmbeddedModelError,
     IntegrityError,
@@ -45,6 +46,7 @@ from nightferry.trust import same_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nightferry.compiled import Compiler
     from nightferry.events import EventQueue
     from nightferry.inventory import Inventory
     from nightferry.models import Transfer
@@ -70,6 +72,7 @@ class Collaborators:
     trial: Trial
     probe: DeviceProbe
     timing: Timing
+    compiler: Compiler | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Updates:
         self._trial = collaborators.trial
         self._probe = collaborators.probe
         self._timing = collaborators.timing
+        self._compiler = collaborators.compiler
         self._acquisition = Acquisition(self._inventory, self._network, self._verifier)
         self._channel = channel
         self._runtime = runtime
@@ -401,7 +405,24 @@ class Updates:
 
             if is_runnable(self._runtime):
                 self._run_test(name, staged)
+        if self._compiler is not None:
+            self._compile(name, self._compiler)
         self._states.update(name, State.passed)
+
+    def _compile(self, name: str, compiler: Compiler) -> None:
+        """Have the app compile the staged file; one that cannot be is refused."""
+        staged = self._states.load(name).staged
+        if staged is None:
+            return
+        try:
+            _refuse_endless(staged)
+            if not staged.manifest.selftest:  # else the self-test has counted this try
+                self._states.update(name, State.testing)
+            compiler.make(self._cache.path_of(staged.sha256), staged.sha256)
+        except CompileFailedError as error:
+            self._note_failure(name, staged, error)
+            self._inventory.remove_unreferenced(frozenset({staged.sha256}))
+            raise
 
     def _run_test(self, name: str, staged: Installed) -> None:
         from nightferry.selftest import run_selftest
@@ -461,6 +482,15 @@ class Updates:
 
     def _record(self, kind: str, installed: Installed, **data: object) -> None:
         self._events.record(kind, self._inventory.model(installed, ModelState.STAGED), data)
+
+
+def _refuse_endless(staged: Installed) -> None:
+    """Raise CompileFailedError for a file that has ended the app twice while it was compiled."""
+    if staged.tests > MAX_TESTS:
+        raise CompileFailedError(
+            f"{staged.manifest.model} {staged.manifest.label} was not compiled when the app ended, "
+            f"{staged.tests} times."
+        )
 
 
 def _read_manifest(name: str, document: Document) -> Manifest:
