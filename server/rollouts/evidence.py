@@ -26,7 +26,7 @@ def gather(rollout: Rollout, *, now: datetime) -> Evidence:
         now=now,
         data_until=max(heard, default=None),
         guardrails=telemetry.guardrail_events(facts),
-        load_tried=sum(stage.activated + stage.load_failures for stage in treatment),
+        load_tried=sum(stage.tried for stage in treatment),
         load_failures=sum(stage.load_failures for stage in treatment),
         stage_facts=StageFacts(treatment[-1].first_inference, control[-1].first_inference),
         assigned_treatment=sum(stage.assigned for stage in treatment),

@@ -67,7 +67,8 @@ class StageFacts:
 
     All are counts of distinct installations over the whole rollout so far, but for ``feedback``,
     which sums their answers as the delta method needs them. ``run_failures`` are crashes or
-    inference errors; ``slow`` a latency over the limit; ``silent`` who was once found silent.
+    inference errors; ``tried`` activated it or could not load it, or both; ``slow`` a latency over
+    the limit; ``silent`` who was once found silent.
     ``last_event_at`` is when the server last heard of any of them.
     """
 
@@ -80,6 +81,7 @@ class StageFacts:
     crashes: int = 0
     inference_errors: int = 0
     run_failures: int = 0
+    tried: int = 0
     slow: int = 0
     silent: int = 0
     feedback: ArmFeedback = field(default_factory=ArmFeedback)
@@ -96,6 +98,7 @@ _COUNTED: Final[Mapping[str, str]] = {
     "crashes": "type = 'failed' AND code = 'crash'",
     "inference_errors": "type = 'failed' AND code = 'inference_error'",
     "run_failures": "type = 'failed' AND code IN ('crash', 'inference_error')",
+    "tried": "type = 'activated' OR (type = 'failed' AND code = 'load_failure')",
     "slow": f"type = '{SLOW}'",
     "silent": f"type = '{SILENT}'",
 }

@@ -11,6 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from server.console.actions import create_staff_token
+from server.domain.guardrails import judge_floor
 from server.domain.sequences import ArmFeedback
 from server.rollouts.models import Recall
 from server.telemetry import actions, queries
@@ -82,6 +83,11 @@ def expected(sent: list[dict[str, Any]], arm: str, stage: int) -> dict[str, Any]
         "crashes": count("failed", "crash"),
         "inference_errors": count("failed", "prediction"),
         "run_failures": count("failed", "crash", "prediction"),
+        "tried": len({
+            one["device"] for one in ours
+            if one["device"] in members
+            and (one["type"] == "activated" or one["data"].get("code") == "selftest")
+        }),
         "slow": len({
             one["device"] for one in ours
             if one["device"] in members and one["data"].get("latency_ms") == 90
@@ -119,6 +125,19 @@ def test_arms_are_counted_by_the_stage_their_installations_joined_in(model: Any)
     take([enrolled("control", device="d-x"), enrolled("treatment", device="d-x")])
     actions.drain(now=NOW)
     assert queries.in_both_arms("r1") == 1
+
+
+def test_who_could_not_load_what_it_activated_has_tried_once(model: Any) -> None:
+    take([
+        enrolled(device=f"d-{number}", type=kind, data=data)
+        for number in range(20)
+        for kind, data in (("activated", {}), ("failed", {"code": "load"}))
+        if kind == "activated" or number < 12
+    ])  # fmt: skip
+    actions.drain(now=NOW)
+    (stage,) = queries.arm_facts("r1", STAGES[:1])["treatment"]
+    assert (stage.activated, stage.load_failures, stage.tried) == (20, 12, 20)
+    assert judge_floor(tried=stage.tried, load_failures=stage.load_failures).is_breached
 
 
 def test_an_unknown_rollout_has_no_facts(db: Any) -> None:
