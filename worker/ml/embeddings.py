@@ -201,6 +201,27 @@ def cut(backbone: keras.Model, depths: Sequence[str]) -> keras.Model:
     return keras.Model(backbone.input, joined, name=backbone.name)
 
 
+def below_head(model: keras.Model) -> keras.Model:
+    """Return the part of a network trained here that gives the top's features."""
+    import keras
+
+    return keras.Model(model.input, model.get_layer(TOP).output, name=model.name)
+
+
+def load_tuned(model: keras.Model, path: Path, *, digest: str) -> None:
+    """Fill a backbone with the weights of a network that was fine-tuned from it.
+
+    Raises :class:`WeightsUnavailable` where the file does not hold the weights of that digest.
+    """
+    from worker.ml.training import load_keras, weights_digest
+
+    tuned = below_head(load_keras(path))
+    if weights_digest(tuned) != digest:
+        message = f"{path.name} does not hold the weights that fine-tuning came to"
+        raise WeightsUnavailable(message, code="weights_wrong")
+    model.set_weights(tuned.get_weights())
+
+
 def _all_depths(backbone: keras.Model, depths: Sequence[str]) -> tuple[keras.Model, list[int]]:
     sizes = [
         int((backbone.output if depth == TOP else backbone.get_layer(depth).output).shape[-1])

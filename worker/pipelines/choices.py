@@ -34,6 +34,10 @@ class Choice:
     trials: Sequence[dict[str, Any]] = ()
     circumstances: dict[str, Any] = field(default_factory=dict)
     photo_count: int = 0
+    backbone: str = ""
+    """The digest of the weights that fine-tuning came to, where it was chosen before."""
+    source_sha256: str = ""
+    """The blob of the version that has them."""
 
     def also(self, sentence: str) -> Choice:
         """Return the same choice with one more reason."""
@@ -41,7 +45,8 @@ class Choice:
 
     def to_facts(self) -> dict[str, Any]:
         """Return the JSON form that a version's lineage holds."""
-        return {**vars(self), "trials": list(self.trials)}
+        kept = {name: value for name, value in vars(self).items() if name != "source_sha256"}
+        return {**kept, "trials": list(self.trials)}
 
 
 def circumstances(
@@ -79,4 +84,5 @@ def measured_before(model: Model, circumstances: dict[str, Any], photo_count: in
     sentence = facts["sentence"]
     mark = f"As measured on {facts['photo_count']} photos: "
     sentence = sentence if sentence.startswith(mark) else mark + sentence
-    return Choice(**{**facts, "sentence": sentence})
+    source = release.version.source_sha256 if release is not None else ""
+    return Choice(**{**facts, "sentence": sentence, "source_sha256": source})

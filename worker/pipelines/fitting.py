@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from django.conf import settings
 
-from worker.ml import evaluation, tuning
+from worker.ml import embeddings, evaluation, tuning
 from worker.ml import training as ml_training
 from worker.ml.architectures import find_architecture
 from worker.ml.augmentation import NONE, find_augmentation
@@ -157,7 +158,13 @@ class _Pretrained:
         self._task.reporter.say("tuning", choice.sentence)
         if choice.strategy == "scratch":
             return _fit_from_scratch(self._task, choice.sentence, choice)
-        model = self._train(choice)
+        if choice.strategy == "fine_tune" and choice.backbone:
+            model = self._tuned_before(choice).refit()
+        else:
+            model = self._train(choice)
+        if choice.strategy == "fine_tune":
+            digest = ml_training.weights_digest(embeddings.below_head(model))
+            choice = dataclasses.replace(choice, backbone=digest)
         facts = {
             "weights": self._weights.origin,
             "weights_sha256": self._weights.sha256,
@@ -166,6 +173,36 @@ class _Pretrained:
             "augmentation": {"name": self._augmentation.name, "views": self._views},
         }
         return Trained(model, self._preprocessing, self._architecture.name, facts)
+
+    def refit(self) -> Any:
+        """Train the last layer alone, on a backbone that has seen these photos in another night.
+
+        Validation photos are among what it has seen, and cannot choose a regularisation.
+        """
+        self._embed([TOP])
+        features, targets = self._features(TOP)
+        held, held_targets = self._held_features(TOP)
+        known = [(features, targets), (held, held_targets)] if len(held) else [(features, targets)]
+        head = ml_training.train_head(
+            np.concatenate([rows for rows, _ in known]),
+            np.concatenate([labels for _, labels in known]),
+            label_count=self._task.label_count,
+            progress=self._task.reporter.progress,
+        )
+        return ml_training.assemble(
+            self._architecture, self._weights, head, self._task.snapshot.labels
+        )
+
+    def _tuned_before(self, choice: choices.Choice) -> _Pretrained:
+        """Return the same with the weights that the incumbent's fine-tuning came to."""
+        path = self._folder / f"{self._architecture.name}-tuned-{choice.backbone}.keras"
+        if not path.is_file():
+            photos.copy_blob(choice.source_sha256, path, self._task.store)
+        architecture = dataclasses.replace(
+            self._architecture, load=partial(embeddings.load_tuned, digest=choice.backbone)
+        )
+        weights = dataclasses.replace(self._weights, path=path, sha256=choice.backbone)
+        return _Pretrained(self._task, architecture, weights)
 
     # --- Features ------------------------------------------------------------------------------
 
@@ -228,9 +265,6 @@ class _Pretrained:
             if strategy != "auto":
                 raise TrainingImpossible(sentence, code="no_lower_layers")
             return choices.Choice("linear", TOP, f"{sentence} So its top features are used.")
-        if strategy == "fine_tune":
-            sentence = "The policy asks for fine-tuning."
-            return choices.Choice("fine_tune", self._tuned_above, sentence)
         circumstances = choices.circumstances(
             self._task.policy, self._architecture, self._weights, self._task.snapshot.labels
         )
@@ -238,8 +272,12 @@ class _Pretrained:
         before = choices.measured_before(self._task.run.model, circumstances, count)
         if before is not None:
             return before
-        measured = self._measure()
-        return choices.note(measured, circumstances, count)
+        if strategy == "fine_tune":
+            sentence = "The policy asks for fine-tuning."
+            choice = choices.Choice("fine_tune", self._tuned_above, sentence)
+        else:
+            choice = self._measure()
+        return choices.note(choice, circumstances, count)
 
     def _measure(self) -> choices.Choice:
         trials = self._probe()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -95,6 +97,15 @@ def load_images(
 ) -> list[NDArray[np.uint8]]:
     """Return each photo decoded and resized, uint8 (H, W, 3), all in memory."""
     return list(read_images(photos, preprocessing, store))
+
+
+def copy_blob(sha256: str, path: Path, store: BlobStore) -> None:
+    """Write a blob to a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    with store.open(sha256) as source, partial.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    partial.replace(path)
 
 
 def map_images(

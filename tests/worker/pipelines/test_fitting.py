@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from server import blobs
+from server.rollouts import actions as rollouts
 from tests.support.data import data_folder
-from tests.support.factories import make_model
+from tests.support.factories import make_model, make_version
 from tests.worker.pipelines.pictures import bring, fit, like_imagenet, unlike_imagenet
+from worker.ml import embeddings
+from worker.ml import training as ml_training
 
 pytestmark = [pytest.mark.django_db, pytest.mark.ml]
 
@@ -64,6 +69,38 @@ def test_many_photos_of_things_try_fine_tuning() -> None:
     tuning = trained.facts["choice"]
     print(tuning)
     assert "Fine-tuning what lies above" in tuning["sentence"]
+
+
+def test_a_night_after_fine_tuning_trains_the_last_layer_alone() -> None:
+    model = model_with(like_imagenet, THINGS, 25, strategy="fine_tune")
+    first, _ = fit(model)
+    publish(model, first)
+    bring(model, lambda label, count: like_imagenet(label, 25 + count)[25:], 2)
+    second, lines = fit(model)
+    assert second.facts["choice"]["strategy"] == "fine_tune"
+    assert second.facts["choice"]["sentence"].startswith("As measured on ")
+    assert second.facts["choice"]["backbone"] == first.facts["choice"]["backbone"]
+    assert not any("fine_tuning" in line for line in lines)
+    tuned, refitted = (embeddings.below_head(one.model) for one in (first, second))
+    for before, after in zip(tuned.get_weights(), refitted.get_weights(), strict=True):
+        assert np.array_equal(before, after)
+    last = [one.model.get_layer("probabilities").get_weights()[0] for one in (first, second)]
+    assert not np.array_equal(*last)
+
+    # With a fifth more photos the backbone is tuned again.
+    bring(model, lambda label, count: like_imagenet(label, 27 + count)[27:], 6)
+    third, _ = fit(model)
+    assert third.facts["choice"]["backbone"] != first.facts["choice"]["backbone"]
+
+
+def publish(model: Any, trained: Any) -> None:
+    """Make a version of what was trained the incumbent, as a run does."""
+    version = make_version(model)
+    source = blobs.store().put_bytes(ml_training.save_keras(trained.model))
+    type(version).objects.filter(pk=version.pk).update(
+        lineage=trained.facts, source_sha256=source.sha256
+    )
+    rollouts.release_version(version=version)
 
 
 def test_many_photos_unlike_imagenet_try_a_network_from_scratch() -> None:

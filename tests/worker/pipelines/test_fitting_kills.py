@@ -68,4 +68,4 @@ def test_killed_at_every_stage_it_ends_with_the_same_bytes(tmp_path: Path) -> No
     assert killed["choice"]["strategy"] == "fine_tune"
     # What was embedded before the kills was not embedded again.
     assert killed["embeddings_before"] == killed["embeddings"] == whole["embeddings"]
-    assert "0 photos embedded now, 80 from the cache." in killed["messages"]
+    assert "0 photos embedded now, 40 from the cache." in killed["messages"]

@@ -19,7 +19,7 @@ import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "server.settings")
 LABELS = ("glass", "paper")
-PER_LABEL, PEOPLE = 40, 10
+PER_LABEL, PEOPLE = 20, 10
 
 
 def main(policy: dict[str, Any], stage: str) -> None:
