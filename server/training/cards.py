@@ -137,6 +137,7 @@ def _training(version: ModelVersion, run: TrainingRun | None) -> dict[str, Any]:
     lineage = version.lineage
     return {
         "choice": _choice(lineage.get("choice")),
+        "trials": list((lineage.get("choice") or {}).get("trials", ())),
         "weights": lineage.get("weights"),
         "outcome": run.outcome if run is not None else "",
         "run": str(run.pk) if run is not None else None,
@@ -145,11 +146,9 @@ def _training(version: ModelVersion, run: TrainingRun | None) -> dict[str, Any]:
     }
 
 
-def _choice(choice: Any) -> str:
+def _choice(choice: dict[str, Any] | None) -> str:
     """Return the sentence on how the version was tuned, which runs write since they choose."""
-    if isinstance(choice, dict):
-        return str(choice.get("sentence", ""))
-    return str(choice or "")
+    return str((choice or {}).get("sentence", ""))
 
 
 # --- Figures ----------------------------------------------------------------------------------
