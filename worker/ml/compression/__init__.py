@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from worker.ml.compression import filters, folding, kernels, tuning
+from worker.ml.compression import compensation, filters, folding, kernels, tuning
 from worker.ml.compression.photos import TrainingPhotos
 from worker.ml.compression.recipes import RECIPES, Recipe
 from worker.ml.errors import CompilationFailed
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "Recipe", "TrainingPhotos", "compress", "compress_once"]
 
-_FILTER_PHOTOS: Final = 64
+_PROBED_PHOTOS: Final = 32
 
 
 def compress(
@@ -36,11 +36,9 @@ def compress(
     Raises :class:`~worker.ml.errors.CompilationFailed` where the network cannot be taken apart,
     :class:`~worker.ml.errors.TrainingImpossible` where training fails.
     """
-    smaller = _take_apart(model, recipe, photos.images, photos.preprocessing)
-    if not (recipe.is_tuned and epochs and len(photos.images)):
-        kernels.compress_once(smaller, recipe)
-        return smaller
-    tuning.tune(smaller, recipe, photos, epochs=epochs, seed=seed, progress=progress)
+    smaller = compress_once(model, recipe, photos.images, photos.preprocessing)
+    if recipe.is_tuned and epochs and len(photos.images):
+        tuning.tune(smaller, recipe, photos, epochs=epochs, seed=seed, progress=progress)
     return smaller
 
 
@@ -52,26 +50,19 @@ def compress_once(
 ) -> keras.Model:
     """Return the network compressed by the recipe, not trained on.
 
-    ``images`` say which filters matter; only filter pruning asks them.
+    ``images`` show what reaches each layer: weights that stay make up for those that go. Without
+    any, the smallest weights go and nothing else changes; filter pruning then fails.
     """
-    smaller = _take_apart(model, recipe, images, preprocessing)
-    kernels.compress_once(smaller, recipe)
-    return smaller
-
-
-def _take_apart(
-    model: keras.Model,
-    recipe: Recipe,
-    images: Sequence[Pixels],
-    preprocessing: Preprocessing,
-) -> keras.Model:
     folded = folding.fold_batch_norms(model)
-    if not recipe.filters:
-        return folded
-    if not len(images):
-        message = "filter pruning needs photos that show which channels matter, and got none"
-        raise CompilationFailed(message, code="calibration_missing")
-    step = max(1, len(images) // _FILTER_PHOTOS)
-    return filters.prune_filters(
-        folded, recipe.filters, to_input(list(images)[::step][:_FILTER_PHOTOS], preprocessing)
-    )
+    step = max(1, len(images) // _PROBED_PHOTOS)
+    photos = to_input(list(images)[::step][:_PROBED_PHOTOS], preprocessing) if len(images) else None
+    if recipe.filters:
+        if photos is None:
+            message = "filter pruning needs photos that show which channels matter, and got none"
+            raise CompilationFailed(message, code="calibration_missing")
+        return filters.prune_filters(folded, recipe.filters, photos)
+    if photos is None or recipe.linear_bits:
+        kernels.compress_once(folded, recipe)
+    else:
+        compensation.compress_kernels(folded, recipe, photos)
+    return folded

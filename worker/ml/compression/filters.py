@@ -9,7 +9,6 @@ on photos; what they gave is then made up for by least squares on the same photo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.ml.compression import graphs
+from worker.ml.compression.probing import channels_into
 
 if TYPE_CHECKING:
     import keras
@@ -28,8 +28,6 @@ _PER_CHANNEL: Final = (
     "Activation", "ReLU", "ReLU6", "LeakyReLU", "Dropout", "ZeroPadding2D", "MaxPooling2D",
     "AveragePooling2D", "GlobalAveragePooling2D", "BatchNormalization",
 )  # fmt: skip
-_BATCH: Final = 16
-_POSITIONS: Final = 20_000
 _RIDGE: Final = 1e-4
 
 
@@ -86,34 +84,13 @@ def prune_filters(model: keras.Model, share: float, photos: npt.NDArray[np.float
     kept: dict[str, npt.NDArray[np.intp]] = {}
     kernels: dict[str, npt.NDArray[np.float32]] = {}
     for chain in find_chains(model):
-        inputs = _inputs_of(model, chain.taker, photos)
+        inputs = channels_into(model, chain.taker, photos)
         count = max(LEAST_CHANNELS, round(chain.channels * (1 - share) / 8) * 8)
         keep = _choose(chain.taker, inputs, min(count, chain.channels))
         for layer in (chain.maker, *chain.depthwise):
             kept[layer.name] = keep
         kernels[chain.taker.name] = _mend(chain.taker, inputs, keep)
     return _cut(model, kept, kernels)
-
-
-def _inputs_of(
-    model: keras.Model, taker: Any, photos: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return what reaches a layer, (positions, channels), a fixed choice of positions."""
-    import keras
-
-    probe = keras.Model(model.input, taker.input)
-    rows = np.concatenate(list(_rows(probe, photos)))
-    every = max(1, len(rows) // _POSITIONS)
-    found: npt.NDArray[np.float32] = rows[::every]
-    return found
-
-
-def _rows(probe: Any, photos: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-    share = max(1, _POSITIONS * _BATCH // max(1, len(photos)))
-    for start in range(0, len(photos), _BATCH):
-        found = np.asarray(probe(photos[start : start + _BATCH], training=False))
-        rows = found.reshape(-1, found.shape[-1])
-        yield rows[:: max(1, len(rows) // share)]
 
 
 def _flat_kernel(layer: Any) -> Array:

@@ -36,6 +36,7 @@ def compressible(model: keras.Model) -> list[Any]:
         layer
         for layer in weighted[1:]
         if type(layer).__name__ in {"Conv2D", "Dense"}
+        and getattr(layer, "groups", 1) == 1
         and np.prod(layer.kernel.shape) >= LEAST_WEIGHTS
     ]
 
