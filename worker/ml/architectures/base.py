@@ -56,9 +56,13 @@ class Architecture:
     keras_file: KerasFile | None = None
     weight_files: Mapping[str, str] = field(default_factory=dict)
     """Names of further weight files that are known, and their SHA-256."""
+    lender: str = ""
+    """Another size of the same network, whose weights serve where its own are not at hand."""
     resizable: bool = False
     smallest_px: int = 1
     """The least ``input_size`` that leaves the last layers something to look at."""
+    runtimes: tuple[str, ...] = ("tflite", "coreml")
+    """Compilers that take it, by trial: ``benchmarks/architectures.py``."""
     depths: tuple[str, ...] = ()
     """Layers of the built network, from low to high, whose averaged activations can be cached
     as features; the top, "features", is not among them."""
