@@ -34,7 +34,7 @@ def create_model(
     is_open: bool = False,
     actor: Actor = None,
 ) -> Model:
-    """Make a model with its ordered labels.
+    """Make a model with its ordered labels; one without any takes uploads only.
 
     Raises:
         InvalidInput: ``invalid_slug``, ``invalid_labels`` or ``invalid_policy``.
@@ -45,7 +45,7 @@ def create_model(
         SLUG(slug)
     except ValidationError as error:
         raise InvalidInput(str(error.messages[0]), code="invalid_slug") from error
-    names = check_labels(labels)
+    names = check_labels(labels) if labels else []
     TrainingPolicy.read(training_policy or {})
     try:
         with transaction.atomic():

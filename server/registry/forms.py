@@ -150,14 +150,16 @@ class NewModelForm(ModelForm):  # type: ignore[valid-type, misc]
     """The same with the labels, which are given once."""
 
     labels = forms.CharField(
+        required=False,
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 6}),
-        help_text="One to a line, in the order of the network's outputs. They cannot change later.",
+        help_text="One to a line, in the order of the network's outputs. They cannot change later."
+        " Without labels a model never trains; it takes uploads that are no classifiers.",
     )
 
     def clean_labels(self) -> list[str]:
         """Read one label from each line."""
         lines = [line for line in self.cleaned_data["labels"].splitlines() if line.strip()]
         try:
-            return check_labels(lines)
+            return check_labels(lines) if lines else []
         except DomainError as error:
             raise forms.ValidationError(error.detail) from error

@@ -129,8 +129,9 @@ class NewModelSerializer(StrictSerializer):
 
     slug = Text(max_length=63, help_text="Small letters, digits, - and _; the name in addresses.")
     labels = serializers.ListField(
-        child=Text(max_length=LABEL_LENGTH), min_length=1, max_length=MAX_LABELS,
-        help_text="In the order of the network's outputs.",
+        child=Text(max_length=LABEL_LENGTH), max_length=MAX_LABELS,
+        help_text="In the order of the network's outputs. An empty list makes a model for uploads"
+        " that are no classifiers: it never trains.",
     )  # fmt: skip
     name = Text(max_length=120, required=False, allow_blank=True)
     description = Text(max_length=4000, required=False, allow_blank=True)

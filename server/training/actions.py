@@ -193,6 +193,12 @@ def _check_derivable(version: ModelVersion, kinds: Sequence[str]) -> None:
     if version.state != ModelVersion.State.PUBLISHED:
         message = f"Version {version} is {version.state}; only a published one is compiled further."
         raise Conflict(message, code="version_not_published")
+    if version.signature.get("task") == "other":
+        message = (
+            f"Version {version} is no classifier; its files are compiled with the upload alone."
+            " Change the policy's variants and upload it again."
+        )
+        raise Conflict(message, code="version_not_compilable")
     if not version.source_filename.endswith(".keras"):
         message = (
             f"Version {version} was uploaded as {version.source_filename or 'a compiled file'}:"

@@ -51,13 +51,18 @@ def test_a_model_keeps_its_labels_in_order_and_fills_its_policy_in(call: Operato
     assert call("GET", "/models")[1]["results"] == [model]
 
 
+def test_a_model_without_labels_is_for_uploads_and_never_trains(call: Operator) -> None:
+    status, model = call("POST", "/models", {"slug": "boxes", "labels": []})
+    assert (status, model["labels"]) == (201, [])
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
         ({"slug": "Birds", "labels": ["a", "b"]}, "invalid_slug"),
         ({"slug": "birds", "labels": ["a", "a"]}, "invalid_labels"),
         ({"slug": "birds", "labels": ["a", " "]}, "invalid_input"),
-        ({"slug": "birds", "labels": []}, "invalid_input"),
+        ({"slug": "birds"}, "invalid_input"),
         ({"slug": "birds", "labels": "a,b"}, "invalid_input"),
         ({"slug": 7, "labels": ["a", "b"]}, "invalid_input"),
         ({"slug": "birds", "labels": ["a", "b"], "is_open": "yes"}, "invalid_input"),
