@@ -28,7 +28,7 @@ def gather(rollout: Rollout, *, now: datetime) -> Evidence:
         guardrails=telemetry.guardrail_events(facts),
         load_tried=sum(stage.tried for stage in treatment),
         load_failures=sum(stage.load_failures for stage in treatment),
-        stage_facts=StageFacts(treatment[-1].first_inference, control[-1].first_inference),
+        stage_facts=StageFacts(treatment[-1].first_inference, _control_seen(rollout, control[-1])),
         assigned_treatment=sum(stage.assigned for stage in treatment),
         assigned_control=sum(stage.assigned for stage in control),
         in_both_arms=telemetry.in_both_arms(rollout.key),
@@ -36,6 +36,14 @@ def gather(rollout: Rollout, *, now: datetime) -> Evidence:
         control=telemetry.total_feedback(control),
         golden=golden_feedback(rollout.channel.golden),
     )
+
+
+def _control_seen(rollout: Rollout, stage: telemetry.StageFacts) -> int:
+    """Return how many of a stage's control arm are seen to live with what they run."""
+    if rollout.incumbent_id is not None:
+        return stage.first_inference
+    # Beside a first release, an app without a model of its own has nothing to predict with.
+    return max(stage.first_inference, stage.assigned)
 
 
 def golden_feedback(golden: Release | None) -> ArmFeedback:

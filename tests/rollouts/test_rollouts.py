@@ -67,7 +67,8 @@ def units(rollout: Rollout, arm: str, count: int) -> list[str]:
 
 def report(rollout: Rollout, arm: str, names: list[str], *kinds: str, **data: Any) -> None:
     """Send what devices of an arm send, and count it."""
-    label = rollout.candidate.label if arm == "treatment" else rollout.incumbent.label
+    release = rollout.candidate if arm == "treatment" else rollout.incumbent
+    label = release.label if release else ""
     events = [
         {
             "event_id": str(uuid.uuid4()), "device": name, "type": kind, "model": "recyclables",
@@ -196,6 +197,21 @@ def test_a_first_release_rolls_out_beside_nothing_and_its_end_sends_devices_home
     publish(model)
     assert poll(client, treated)["kind"] == "rollback_to_embedded"
     assert not queries.waits_for_person(model, "production")
+
+
+def test_a_first_release_is_promoted_beside_apps_that_have_no_model(client):
+    rollout = begin(make_version(make_model()), policy={"needs_feedback": False})
+    report(rollout, "treatment", units(rollout, "treatment", 6), "assigned", "first_inference")
+    look()
+    rollout.refresh_from_db()
+    assert rollout.stage == 0
+    for _ in range(2):
+        report(rollout, "treatment", units(rollout, "treatment", 40), "assigned", "first_inference")
+        report(rollout, "control", units(rollout, "control", 40), "assigned")
+        look()
+        rollout.refresh_from_db()
+    assert rollout.state == "promoted", rollout.decisions.first().sentence
+    assert poll(client, "anybody")["label"] == "v1"
 
 
 def test_one_is_under_way_one_waits_and_the_newest_takes_its_place(model):

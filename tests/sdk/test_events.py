@@ -46,6 +46,32 @@ def _queue(cache_dir: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_what_a_first_release_is_compared_with_is_counted_as_well(
+    server: FakeServer,
+    make_client: ClientFactory,
+    content: bytes,
+    tmp_path: Path,
+    is_embedded: bool,
+) -> None:
+    shipped = tmp_path / "shipped.tflite"
+    shipped.write_bytes(content)
+    enrolment = {"rollout": "7", "arm": "control"}
+    server.leave_alone(NAME, enrolment)
+    client = make_client(embedded={NAME: shipped} if is_embedded else {})
+    client.check_for_update(NAME)
+    client.check_for_update(NAME)
+    if is_embedded:
+        client.report_feedback(NAME, correct=True)
+        with pytest.raises(nightferry.PredictionError):
+            client.load(NAME)
+    client.flush_events()
+    told = [event for event in server.events if event["type"] != "heartbeat"]
+    known = ["assigned", "activated", "feedback", "failed"] if is_embedded else ["assigned"]
+    assert [event["type"] for event in told] == known
+    assert all((event["label"], event["enrolment"]) == ("", enrolment) for event in told)
+
+
 def test_an_update_tells_its_story(server: FakeServer, client: ModelClient, content: bytes) -> None:
     server.publish(NAME, content, LABELS, enrolment={"rollout": 7, "arm": "control"})
     client.sync(NAME)

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from nightferry import log
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-    from nightferry.models import Model
+    from nightferry.models import Enrolment, Model
     from nightferry.transport import Answer
 
 MAX_BATCH = 100
@@ -44,6 +45,17 @@ _MAX_TIMED = 500
 ALL_BP = 10_000
 SAMPLED = frozenset({"feedback", "latency", "benchmark"})
 """What counts no installations, and so may be left to a share of them."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """What an installation runs that has no model at all, and may be in an arm all the same."""
+
+    name: str
+    enrolment: Enrolment | None
+    label: str = ""
+    version: int = 0
+    sha256: str = ""
 
 
 class EventStore(Protocol):
@@ -140,7 +152,7 @@ class EventQueue:
         self._latencies = Latencies()
         self._one_sender = threading.Lock()
 
-    def record(self, kind: str, model: Model, data: Document | None = None) -> None:
+    def record(self, kind: str, model: Model | Nothing, data: Document | None = None) -> None:
         """Queue one fact about a model. Never raises: telemetry may not stop the app."""
         if not self._enabled:
             return
@@ -217,7 +229,7 @@ class EventQueue:
         _report_rejected(answer.document, batch)
 
 
-def _facts(model: Model) -> Document:
+def _facts(model: Model | Nothing) -> Document:
     enrolment = model.enrolment
     return {
         "model": model.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from nightferry.embedded import UNNAMED_LABEL, manifest_path
 from nightferry.errors import EmbeddedModelError, NoModelError
 from nightferry.events import ALL_BP
 from nightferry.files import storing, write_atomically
+from nightferry.manifest import Kind
 from nightferry.models import (
     CacheReport,
     Model,
@@ -286,7 +288,9 @@ class Inventory:
             return None
         # A state that was lost knows of no recall; the signed policy lies in another folder.
         is_lost = state.refreshed_at is None and not state.revoked
-        return None if is_lost and model.sha256 in self._known_revoked(name) else model
+        if is_lost and model.sha256 in self._known_revoked(name):
+            return None
+        return _as_control(model, state.offered)
 
     def _gone(self, state: State) -> frozenset[str]:
         return frozenset(
@@ -308,6 +312,12 @@ def _selftest_data(manifest: Manifest) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _as_control(embedded: Model, offered: Manifest | None) -> Model:
+    """Return the embedded model, in the arm where it is what a first release is compared with."""
+    is_beside = offered is not None and offered.kind is Kind.NONE and offered.artifact is None
+    return replace(embedded, enrolment=offered.enrolment) if offered and is_beside else embedded
 
 
 def _latest_word(manifest: Manifest, state: State | None) -> Manifest:

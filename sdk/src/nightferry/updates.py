@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nightferry import log
@@ -31,6 +31,7 @@ from nightferry.errors import (
     TrustError,
     UnknownModelError,
 )
+from nightferry.events import Nothing
 from nightferry.manifest import Document, Kind, Manifest, parse_manifest
 from nightferry.models import DownloadConditions, ModelState, Update
 from nightferry.state import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from nightferry.compiled import Compiler
     from nightferry.events import EventQueue
     from nightferry.inventory import Inventory
-    from nightferry.models import Transfer
+    from nightferry.models import Model, Transfer
     from nightferry.network import Network
     from nightferry.timing import Timing
     from nightferry.trial import Trial
@@ -293,10 +294,7 @@ class Updates:
         """Record, with the first answer of each day (UTC), that this installation is alive."""
         if before.checked_at is not None and before.checked_at // _DAY_S == now // _DAY_S:
             return
-        try:
-            current = self._inventory.current(name)
-        except EmbeddedModelError:
-            current = None
+        current = self._current(name)
         if current is not None:
             self._events.record("heartbeat", current)
 
@@ -306,14 +304,37 @@ class Updates:
         Who is given what it runs already, as most of a control arm is, has it in use with that.
         """
         offered = state.offered
-        if offered is None or offered.artifact is None:
+        if offered is None or not _is_news(before.offered, offered):
             return
-        if offered.kind is Kind.ROLLBACK_TO_EMBEDDED or not _is_news(before.offered, offered):
+        if offered.artifact is None:
+            if offered.kind is Kind.NONE and offered.enrolment is not None:
+                self._tell_left_alone(offered)
+            return
+        if offered.kind is Kind.ROLLBACK_TO_EMBEDDED:
             return
         assigned = self._as_installed(offered)
         self._record("assigned", assigned, reason=offered.reason)
         if state.active is not None and same_release(state.active.manifest, offered):
             self._record("activated", assigned)
+
+    def _tell_left_alone(self, offered: Manifest) -> None:
+        """Record that this installation is what a first release is compared with.
+
+        It is counted as the others are who get that release, or the arms would look unequal.
+        """
+        current = self._current(offered.model)
+        if current is None:
+            self._events.record("assigned", Nothing(offered.model, offered.enrolment))
+            return
+        kept = replace(current, enrolment=offered.enrolment)
+        for kind in ("assigned", "activated"):
+            self._events.record(kind, kept)
+
+    def _current(self, name: str) -> Model | None:
+        try:
+            return self._inventory.current(name)
+        except EmbeddedModelError:
+            return None
 
     def _tell_refused(self, name: str, error: TrustError) -> None:
         """Record, once per process, why what the server offers is not believed."""

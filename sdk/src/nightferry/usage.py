@@ -69,7 +69,8 @@ class Usage:
     def failed(self, error: NightferryError, *, code: str | None = None) -> None:
         """Note that the model could not be run, the first time it happens."""
         with self._lock:
-            if self._has_failed or self._model.is_embedded:
+            # The embedded model's faults count where a first release is compared with it.
+            if self._has_failed or (self._model.is_embedded and not self._model.enrolment):
                 return
             self._has_failed = True
         model, _ = self._latest()

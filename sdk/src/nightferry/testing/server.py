@@ -207,6 +207,14 @@ class FakeServer:
             self._sign(model)
         return label
 
+    def leave_alone(self, model: str, enrolment: Document) -> None:
+        """Let installations be what a first release is compared with: in an arm, given nothing."""
+        with self.lock:
+            published = self._models.setdefault(model, _Published())
+            published.decision = self._decide(model, published, kind="none", label="", labels=[])
+            published.decision |= {"label": None, "version": None, "enrolment": enrolment}
+            self._sign(model)
+
     def enrol(self, model: str, enrolment: Document | None) -> None:
         """Let installations take part in a rollout with what they are offered, or no longer."""
         with self.lock:
