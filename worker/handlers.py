@@ -40,6 +40,8 @@ HANDLERS: Final[dict[str, Handler]] = {
     names.TRAIN: Handler("worker.pipelines.retraining:run", isolated=True),
     names.COMPILE_UPLOAD: Handler("worker.pipelines.compiling:run", isolated=True),
     names.COMPILE_VARIANTS: Handler("worker.pipelines.deriving:run", isolated=True),
+    names.SEARCH: Handler("worker.pipelines.searching:run", isolated=True),
+    names.EMBED: Handler("worker.pipelines.embedding:run", isolated=True),
     # Takes memory of several times the files' size, which a process of its own gives back.
     names.BUILD_PATCHES: Handler("worker.pipelines.patching:run", isolated=True),
     names.PUBLISH: Handler("worker.pipelines.publishing:run", isolated=False),

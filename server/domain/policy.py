@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -15,6 +16,7 @@ VARIANTS = tuple(MENU)
 STRATEGIES = ("auto", "linear", "lower", "fine_tune", "scratch")
 AUGMENTATIONS = ("none", "hand_held", "selfie", "fixed_camera", "scanned")
 
+_LAYER = re.compile(r"\w{1,60}").fullmatch
 _MOST_SET_ASIDE = 0.8
 _MOST_VIEWS = 16
 _MOST_COMPRESSION_EPOCHS = 20
@@ -28,13 +30,16 @@ class TrainingPolicy:
     Shares of photos are fractions of one; ``margin`` and ``variant_tolerance`` are fractions of
     test accuracy (.02 is two points). ``gate_on`` says which photos the gate judges on, and
     ``variant_agreement`` on which share of them a compiled file must answer as the network does.
-    ``coreml_target`` is the oldest system that packages are made for; a kind that needs a newer
-    one says so itself. Pruned and clustered kinds are trained on for ``compression_epochs``.
+    ``depth`` is where the network ends with the strategy ``linear``: "features", its top, or the
+    name of a layer that it may be cut at. ``coreml_target`` is the oldest system that packages are
+    made for; a kind that needs a newer one says so itself. Pruned and clustered kinds are trained
+    on for ``compression_epochs``.
     """
 
     architecture: str = AUTO
     fit: Literal["stretch", "center_crop"] = "stretch"
     strategy: str = "auto"
+    depth: str = "features"
     lower_min_gain: float = 0.01
     fine_tune_min_photos_per_label: int = 50
     fine_tune_min_gain: float = 0.01
@@ -131,6 +136,11 @@ class TrainingPolicy:
             ),
             (self.fit in {"stretch", "center_crop"}, "fit is stretch or center_crop"),
             (self.strategy in STRATEGIES, f"strategy is one of {', '.join(STRATEGIES)}"),
+            (bool(_LAYER(self.depth)), "depth is features or the name of a layer"),
+            (
+                self.depth == "features" or self.strategy == "linear",
+                "depth is chosen by measure unless strategy is linear",
+            ),
             (
                 self.augmentation in AUGMENTATIONS,
                 f"augmentation is one of {', '.join(AUGMENTATIONS)}",

@@ -17,6 +17,8 @@ QUEUES: Final = (DEFAULT_QUEUE, ML_QUEUE, SIGNING_QUEUE)
 TRAIN: Final = "training.run"
 COMPILE_UPLOAD: Final = "registry.compile_upload"
 COMPILE_VARIANTS: Final = "registry.compile_variants"
+SEARCH: Final = "training.search"
+EMBED: Final = "photos.embed"
 BUILD_PATCHES: Final = "registry.build_patches"
 PUBLISH: Final = "trust.publish"
 NOTIFY: Final = "rollouts.notify"
@@ -26,6 +28,8 @@ JOBS: Final[dict[str, str]] = {
     TRAIN: ML_QUEUE,
     COMPILE_UPLOAD: ML_QUEUE,
     COMPILE_VARIANTS: ML_QUEUE,
+    SEARCH: ML_QUEUE,
+    EMBED: ML_QUEUE,
     BUILD_PATCHES: DEFAULT_QUEUE,
     PUBLISH: SIGNING_QUEUE,
     NOTIFY: DEFAULT_QUEUE,

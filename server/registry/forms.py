@@ -42,6 +42,7 @@ _HELP = {
     ),
     "fit": "How a photo becomes the network's square.",
     "strategy": "auto measures what serves these photos best; docs/training.md tells how.",
+    "depth": "With strategy linear: features, or the layer the network is cut at.",
     "lower_min_gain": "A network cut lower is taken when it is this much more accurate.",
     "fine_tune_min_photos_per_label": "With fewer, no layer below the last is trained.",
     "fine_tune_min_gain": "Fine-tuning is kept when it is this much more accurate,",

@@ -50,6 +50,7 @@ _JOBS = {
     TrainingRun.Kind.TRAIN: names.TRAIN,
     TrainingRun.Kind.COMPILE_UPLOAD: names.COMPILE_UPLOAD,
     TrainingRun.Kind.COMPILE_VARIANTS: names.COMPILE_VARIANTS,
+    TrainingRun.Kind.SEARCH: names.SEARCH,
 }
 
 

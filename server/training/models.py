@@ -119,11 +119,12 @@ class TrainingRun(models.Model):
     """One attempt to make a version: inputs, progress, log and how it ended."""
 
     class Kind(models.TextChoices):
-        """Training from photos, compiling an uploaded network, or more files of a version."""
+        """Training, compiling an upload, more files of a version, or searching within a budget."""
 
         TRAIN = "train"
         COMPILE_UPLOAD = "compile_upload"
         COMPILE_VARIANTS = "compile_variants"
+        SEARCH = "search"
 
     class State(models.TextChoices):
         """``queued`` → ``running`` → one of the rest."""
@@ -182,6 +183,28 @@ class TrainingRun(models.Model):
     def __str__(self) -> str:
         """Return the model and the day."""
         return f"{self.model.slug} {self.created_at:%Y-%m-%d %H:%M}"
+
+
+class BudgetSearch(models.Model):
+    """What a run of kind ``search`` looks for, and every candidate that it has judged."""
+
+    run = models.OneToOneField(TrainingRun, on_delete=models.CASCADE, related_name="search")
+    budget = models.JSONField()
+    candidates = models.JSONField(default=list, help_text="Files first, then who was dropped.")
+    chosen = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Place of the chosen file among the candidates."
+    )
+    sentence = models.TextField(blank=True, help_text="Why it was chosen.")
+
+    class Meta:
+        """Newest first."""
+
+        ordering = ("-pk",)
+        verbose_name_plural = "budget searches"
+
+    def __str__(self) -> str:
+        """Return the run."""
+        return f"search of {self.run}"
 
 
 class RunLine(models.Model):

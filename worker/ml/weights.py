@@ -60,6 +60,9 @@ def find_weights(
     found = None if folder is None else _find_in_folder(architecture, folder)
     if found is not None:
         return found
+    lent = _find_lent(architecture, folder)
+    if lent is not None and not allow_download:
+        return lent
     if architecture.keras_file is None:
         raise WeightsUnavailable(_sentence(architecture, folder, "nobody publishes them for Keras"))
     if not allow_download:
@@ -67,6 +70,8 @@ def find_weights(
     try:
         path = _download(architecture.keras_file)
     except Exception as error:
+        if lent is not None:
+            return lent
         reason = f"the download failed ({_first_line(error)})"
         raise WeightsUnavailable(_sentence(architecture, folder, reason)) from error
     return Weights(path=path, origin="download", sha256=file_sha256(path))
@@ -98,6 +103,13 @@ def _find_in_folder(architecture: Architecture, folder: Path) -> Weights | None:
     if own.is_file():
         return _checked(own, "sha256", _listed_sha256(own))
     return None
+
+
+def _find_lent(architecture: Architecture, folder: Path | None) -> Weights | None:
+    """Return weights of another size of the network, which its own are better than."""
+    if folder is None or not architecture.lender:
+        return None
+    return _find_in_folder(find_architecture(architecture.lender), folder)
 
 
 def _checked(path: Path, kind: str, expected: str) -> Weights:

@@ -47,6 +47,9 @@ _WEIGHT_FILES: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 
+# Convolutions fit every size: weights trained on photos of 224 px serve smaller ones too.
+_LENDER_PX: Final = 224
+
 # What opens a block that no shortcut leads around: nothing above needs anything from below.
 _DEPTHS: Final = tuple(f"block_{block}_expand_relu" for block in (3, 6, 10, 13, 16))
 
@@ -78,6 +81,7 @@ def _architecture(alpha: float, side: int, parameters: int, multiply_adds: int) 
             "BASE_WEIGHT_PATH",
         ),
         weight_files=_WEIGHT_FILES.get(name, {}),
+        lender="" if side == _LENDER_PX else f"mobilenet_v2_{alpha}_{_LENDER_PX}",
         resizable=True,
         smallest_px=32,
         depths=_DEPTHS,

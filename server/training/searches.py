@@ -1,0 +1,104 @@
+"""Budget searches: asking for one, what it found, and making a finalist the model's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+
+from server.domain.budgets import Budget
+from server.domain.errors import Conflict, NotFound
+from server.http import audit
+from server.registry import actions as registry
+from server.registry.queries import training_policy
+from server.training.actions import request_run
+from server.training.models import BudgetSearch, TrainingRun
+
+if TYPE_CHECKING:
+    from server.registry.models import Model
+    from server.training.actions import Actor
+
+
+def request_search(*, model: Model, budget: Mapping[str, Any], actor: Actor = None) -> TrainingRun:
+    """Queue the run that searches the model's best network within a budget.
+
+    Raises:
+        InvalidInput: ``invalid_budget``.
+        Conflict: as ``request_run``.
+
+    """
+    wanted = Budget.read(budget)
+    with transaction.atomic():
+        run = request_run(model=model, trigger="search", kind=TrainingRun.Kind.SEARCH, actor=actor)
+        BudgetSearch.objects.create(run=run, budget=wanted.to_json())
+    return run
+
+
+def get_search(run: TrainingRun) -> BudgetSearch:
+    """Return what a run searches.
+
+    Raises:
+        NotFound: ``unknown_search``: it is a run of another kind.
+
+    """
+    try:
+        return BudgetSearch.objects.get(run=run)
+    except BudgetSearch.DoesNotExist as error:
+        message = f"Run {run.pk} is no budget search."
+        raise NotFound(message, code="unknown_search") from error
+
+
+def record_result(
+    *,
+    search: BudgetSearch,
+    candidates: Sequence[Mapping[str, Any]],
+    chosen: int | None,
+    sentence: str,
+) -> None:
+    """Write what a search has found so far; what an attempt before it found is replaced."""
+    search.candidates, search.chosen, search.sentence = list(candidates), chosen, sentence
+    search.save(update_fields=["candidates", "chosen", "sentence"])
+
+
+def policy_of(search: BudgetSearch, place: int) -> dict[str, Any]:
+    """Return the members of a policy that train and compile a finalist every night.
+
+    Kinds for Core ML stay as they are: the search compares TFLite files.
+
+    Raises:
+        NotFound: ``unknown_candidate``.
+        Conflict: ``not_a_finalist``: it was dropped before a file was made of it.
+
+    """
+    if not 0 <= place < len(search.candidates):
+        message = f"The search has {len(search.candidates)} candidates, counted from 0."
+        raise NotFound(message, code="unknown_candidate")
+    candidate = search.candidates[place]
+    if not candidate["precision"]:
+        message = f"{candidate['network']} at {candidate['depth']} was dropped before the finals."
+        raise Conflict(message, code="not_a_finalist")
+    kept = [
+        kind
+        for kind in training_policy(search.run.model).variants
+        if not kind.startswith("tflite:")
+    ]
+    return {
+        "architecture": candidate["network"],
+        "strategy": "linear",
+        "depth": candidate["depth"],
+        "variants": [f"tflite:{candidate['precision']}", *kept],
+    }
+
+
+@transaction.atomic
+def adopt_candidate(*, search: BudgetSearch, place: int, actor: Actor) -> Model:
+    """Make a finalist what the model trains from the next night on.
+
+    Raises:
+        NotFound, Conflict: as ``policy_of``.
+
+    """
+    policy = policy_of(search, place)
+    audit.record(actor=actor, action="search.adopt", subject=search.run, detail=policy)
+    return registry.change_model(model=search.run.model, training_policy=policy, actor=actor)
