@@ -26,8 +26,14 @@ from server.domain.versions import parse_version
 
 Kind = Literal["update", "rollback_to_embedded", "none"]
 RUNTIMES = ("tflite", "coreml")
-# What a device gets that states no preference: near-lossless first, then small, then exact.
-DEFAULT_ORDER = ("float16", "int8", "palette8", "float32")
+# What a device gets that states no preference: near-lossless first, then small, then exact; what
+# loses more or needs a newer system only where there is nothing else. Never what is slow on most
+# devices (int16x8) or not meant for them (edgetpu).
+DEFAULT_ORDER = (
+    "float16", "int8", "palette8", "float32",
+    "linear8", "palette6", "dynamic_int8", "palette4", "pruned50", "clustered16", "joint",
+    "pruned75", "filter_pruned50", "palette2", "palette1", "neuralnetwork",
+)  # fmt: skip
 _UNIT = re.compile(r"\A[!-~]{1,128}\Z")
 _VERSION = re.compile(r"\A\d+(\.\d+){0,3}\Z")
 _ATTRIBUTES = (

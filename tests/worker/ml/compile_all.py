@@ -23,8 +23,9 @@ def main(photos: Path, weights_folder: Path, cache_folder: Path, order: str) -> 
     import numpy as np
 
     from tests.worker.ml.conftest import BACKBONE, LABELS, SMALL_SIDE
-    from worker.ml import compilers, training
+    from worker.ml import compilers, evaluation, training
     from worker.ml.architectures import find_architecture
+    from worker.ml.compression import RECIPES, TrainingPhotos, compress
     from worker.ml.embeddings import Embedder
     from worker.ml.preprocessing import default_preprocessing
     from worker.ml.weights import find_weights
@@ -52,6 +53,13 @@ def main(photos: Path, weights_folder: Path, cache_folder: Path, order: str) -> 
         should_stop=lambda: len(epochs) > 1,
     )
     found["weights"] = training.weights_digest(model)
+    photos = TrainingPhotos(
+        small, indexes, evaluation.predict_keras(model, small), default_preprocessing(SMALL_SIDE)
+    )
+    joint = compress(
+        model, RECIPES["coreml", "joint"], photos, epochs=2, seed=SEED, progress=lambda *_: None
+    )
+    found["joint, trained on"] = training.weights_digest(joint)
     for runtime, precision in compilers.VARIANTS[:: 1 if order == "forwards" else -1]:
         made = compilers.compile_variant(
             model,
