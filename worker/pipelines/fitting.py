@@ -23,13 +23,16 @@ from worker.ml.errors import TrainingImpossible, WeightsUnavailable
 from worker.ml.finetuning import FineTuner
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.weights import find_weights
-from worker.pipelines import choices, photos
+from worker.pipelines import choices, embedding, photos
 
 if TYPE_CHECKING:
+    import uuid
+
     from numpy.typing import NDArray
 
     from server.blobs import BlobStore
     from server.domain.policy import TrainingPolicy
+    from server.photos.models import Photo
     from server.training.models import DatasetSnapshot, TrainingRun
     from worker.ml.architectures import Architecture
     from worker.ml.training import Head
@@ -129,7 +132,9 @@ def _find_pretrained(wanted: str) -> tuple[Architecture, Weights]:
 class _Pretrained:
     """Fitting on top of a network that has learned from ImageNet."""
 
-    def __init__(self, task: Task, architecture: Architecture, weights: Weights) -> None:
+    def __init__(
+        self, task: Task, architecture: Architecture, weights: Weights, *, is_tuned: bool = False
+    ) -> None:
         self._task = task
         self._architecture = architecture
         self._weights = weights
@@ -143,6 +148,7 @@ class _Pretrained:
             self._augmentation,
         )
         self._fresh = 0
+        self._is_tuned = is_tuned
 
     def fit(self) -> Trained:
         """Embed what is new, decide, train."""
@@ -202,7 +208,7 @@ class _Pretrained:
             self._architecture, load=partial(embeddings.load_tuned, digest=choice.backbone)
         )
         weights = dataclasses.replace(self._weights, path=path, sha256=choice.backbone)
-        return _Pretrained(self._task, architecture, weights)
+        return _Pretrained(self._task, architecture, weights, is_tuned=True)
 
     # --- Features ------------------------------------------------------------------------------
 
@@ -215,11 +221,31 @@ class _Pretrained:
         return self._task.sets["validation"]
 
     def _embed(self, depths: Sequence[str]) -> None:
-        sets, report = self._task.sets, self._task.reporter.progress
-        found = self._train_set.photos
-        self._fresh += self._cache.fill(found, depths=depths, views=self._views, progress=report)
-        others = [*sets["validation"].photos, *sets["test"].photos]
-        self._fresh += self._cache.fill(others, depths=depths, views=0, progress=report)
+        others = [*self._held.photos, *self._task.sets["test"].photos]
+        for found, views in ((self._train_set.photos, self._views), (others, 0)):
+            missing = self._cache.missing(found, depths, views)
+            helpers = self._share(missing, depths, views)
+            # From the end, while others come from the beginning.
+            self._cache.fill(
+                missing[::-1], depths=depths, views=views, progress=self._task.reporter.progress
+            )
+            embedding.call_back(helpers)
+            self._fresh += len(missing)
+
+    def _share(
+        self, missing: Sequence[Photo], depths: Sequence[str], views: int
+    ) -> list[uuid.UUID]:
+        """Let other workers help where there is much to embed, with weights that they have too."""
+        if len(missing) < embedding.SHARED_FROM or self._is_tuned:
+            return []
+        return embedding.share(
+            missing,
+            preprocessing=self._preprocessing,
+            architecture=self._architecture.name,
+            augmentation=self._augmentation.name,
+            depths=depths,
+            views=views,
+        )
 
     def _features(self, depth: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the training photos' features, with those of their views, and the labels."""
@@ -259,7 +285,7 @@ class _Pretrained:
         """Return how to tune: as the policy says, as it was measured before, or measured now."""
         strategy = self._task.policy.strategy
         if strategy == "linear":
-            return choices.Choice("linear", TOP, "The policy asks for a linear classifier.")
+            return self._linear()
         if not self._architecture.depths:
             sentence = f"{self._architecture.name} names no layer to cut or to tune at."
             if strategy != "auto":
@@ -278,6 +304,19 @@ class _Pretrained:
         else:
             choice = self._measure()
         return choices.note(choice, circumstances, count)
+
+    def _linear(self) -> choices.Choice:
+        depth, depths = self._task.policy.depth, (*self._architecture.depths, TOP)
+        if depth not in depths:
+            message = (
+                f"The policy asks for {self._architecture.name} up to {depth}; it can end at"
+                f" {', '.join(depths)}."
+            )
+            raise TrainingImpossible(message, code="unknown_layer")
+        if depth == TOP:
+            return choices.Choice("linear", TOP, "The policy asks for a linear classifier.")
+        sentence = f"The policy asks for a linear classifier on {depth}; the network is cut there."
+        return choices.Choice("lower", depth, sentence)
 
     def _measure(self) -> choices.Choice:
         trials = self._probe()

@@ -170,7 +170,7 @@ class FeatureCache:
         ``views`` are those beside the photo itself. Before each batch the cache is asked again:
         other workers may be at the same photos.
         """
-        missing = self._missing(photos, depths, views)
+        missing = self.missing(photos, depths, views)
         for start in range(0, len(missing), _BATCH):
             progress("embedding", start, len(missing), {})
             self._embed(missing[start : start + _BATCH], depths, views)
@@ -192,7 +192,8 @@ class FeatureCache:
         name = f"{self._augmentation.key}-{view}" if view else ""
         return self._embedder.key_of(depth, name)
 
-    def _missing(self, photos: Sequence[Photo], depths: Sequence[str], views: int) -> list[Photo]:
+    def missing(self, photos: Sequence[Photo], depths: Sequence[str], views: int) -> list[Photo]:
+        """Return the photos that lack features of any of these depths and views."""
         found = [
             _known_features(photos, self._key(depth, view))
             for depth in depths
