@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as in ``typing``, whose import costs more than this whole package
 if TYPE_CHECKING:
+    from nightferry.benchmark import BenchmarkReport as BenchmarkReport
     from nightferry.client import ModelClient as ModelClient
     from nightferry.device import DeviceProbe as DeviceProbe
     from nightferry.device import SystemProbe as SystemProbe
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "benchmark": ("BenchmarkReport",),
     "client": ("ModelClient",),
     "device": ("DeviceProbe", "SystemProbe"),
     "errors": (

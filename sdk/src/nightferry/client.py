@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from nightferry.benchmark import BenchmarkReport
     from nightferry.compiled import Compile
     from nightferry.device import DeviceProbe
     from nightferry.models import DownloadConditions
@@ -269,6 +270,28 @@ class ModelClient:
         except (PredictionError, IntegrityError) as error:
             usage.failed(error, code="load")
             raise
+
+    def benchmark(self, name: str, max_s: float = 5.0) -> BenchmarkReport:
+        """Time the model in use for at most ``max_s`` seconds, and tell the server what came of it.
+
+        Only ever where the app calls it, for people who allow it: it heats the device. The event
+        names the file, the device class and the times, nothing else.
+
+        Raises:
+            ConfigurationError: ``max_s`` is not above 0 and at most 60.
+            ConditionsNotMetError: the model is on trial, and is timed once it is confirmed.
+            RuntimeMissingError, PredictionError: the model cannot be run.
+            NoModelError: there is no model on the device.
+
+        """
+        from nightferry.benchmark import check_allowed, measure
+        from nightferry.prediction import Predictor
+
+        model = self._inventory.required(_checked("model", name))
+        check_allowed(model, max_s)
+        report = measure(Predictor(model, num_threads=1), max_s)
+        self._events.record("benchmark", model, report.data)
+        return report
 
     def compiled_path(self, name: str) -> Path:
         """Return what the app's ``compile`` made of the model to run now.

@@ -45,10 +45,11 @@ class Latencies:
         """Return what waits as the ``data`` of ``latency`` events, and forget it."""
         with self._lock:
             timed, self._timed = self._timed, {}
-        return [(model, _describe(counts, limit)) for model, limit, counts in timed.values()]
+        return [(model, describe(counts, limit)) for model, limit, counts in timed.values()]
 
 
-def _describe(counts: Counter[int], limit_ms: float | None) -> Document:
+def describe(counts: Counter[int], limit_ms: float | None) -> Document:
+    """Return the ``data`` of an event about latencies, counted by bucket."""
     data: Document = {
         "latency_ms": round(_median_ms(counts), 3),
         "count": counts.total(),

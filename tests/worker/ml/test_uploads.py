@@ -166,12 +166,17 @@ def test_a_package_without_all_its_weights_is_refused(made: Made, tmp_path: Path
 
 
 @ml
-def test_a_network_that_takes_no_photo_or_answers_nonsense_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_is_no_classifier_is_none_and_nonsense_is_refused(tmp_path: Path) -> None:
     import keras
 
     numbers = keras.Input((7,))
     table = keras.Model(numbers, keras.layers.Dense(2, activation="softmax")(numbers))
-    assert _refusal(tmp_path, "a.keras", training.save_keras(table)) == "not_image_input"
+    path = tmp_path / "table"
+    path.write_bytes(training.save_keras(table))
+    assert inspect_upload(path, "a.keras").task == "other"
+    with pytest.raises(UploadRejected) as caught:
+        inspect_upload(path, "a.keras", labels=["a", "b"], task="classification")
+    assert caught.value.code == "not_classifier"
     photo = keras.Input((8, 8, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(photo)
     broken = keras.Model(photo, keras.layers.Dense(2)(pooled))
