@@ -17,6 +17,7 @@ CLASSES: Final = (LOAD_FAILURE, CRASH, INFERENCE_ERROR, LATENCY, OTHER)
 _BY_CODE: Final[Mapping[str, str]] = {
     "selftest_too_slow": LATENCY,
     "too_slow": LATENCY,
+    "compile_failed": LOAD_FAILURE,
     "integrity": LOAD_FAILURE,
     "load": LOAD_FAILURE,
     "manifest_mismatch": LOAD_FAILURE,
