@@ -19,6 +19,7 @@ _MOST_HOURS = 24 * 90
 _MOST_DAYS = 90
 _MOST_INSTALLATIONS = 1_000_000
 _LARGEST_ALPHA = 0.5
+_LARGEST_WHOLE = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,14 @@ def _typed(name: str, value: object, default: object) -> object:
         if isinstance(value, list | tuple) and all(type(item) is int for item in value):
             return tuple(value)
     elif isinstance(default, float):
-        if is_whole or isinstance(value, float):
+        if isinstance(value, float):
+            return value
+        # No limit is anywhere near it, and some whole numbers are too large for a float.
+        if is_whole and abs(value) <= _LARGEST_WHOLE:  # type: ignore[arg-type]
             return float(value)  # type: ignore[arg-type]
     elif type(value) is type(default):
         return value
-    raise _refused(f"takes for {name} a value like {default!r}, not {value!r}")
+    raise _refused(f"takes for {name} a value like {default!r}, not {value!r:.80}")
 
 
 def _refused(fact: str) -> InvalidInput:

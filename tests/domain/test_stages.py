@@ -112,6 +112,7 @@ def test_a_policy_is_read_back_as_it_was_dumped():
         {"min_hours": -1},
         {"min_hours": True},
         {"min_hours": float("nan")},
+        {"min_hours": 10**400},
         {"min_installations": 0},
         {"min_installations": "20"},
         {"alpha": 0.5},
