@@ -7,7 +7,7 @@ everything it was made from: whatever is killed half-way happened wholly or not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -748,7 +748,12 @@ def _let_go(channel: Channel, release: Release, *, is_followed: bool = True) -> 
 def plan(*, model: Model, channel: str) -> Plan:
     """Return how a new version of the model would reach the channel's devices, and why."""
     policy = DeliveryPolicy.read(model.delivery_policy)
-    return plan_delivery(policy, evidence_queries.fleet_facts(model, channel))
+    made = plan_delivery(policy, evidence_queries.fleet_facts(model, channel))
+    if made.is_staged or not policy.approvals.get(channel):
+        return made
+    # Released to everyone at once, nobody would have been asked.
+    sentence = f"{made.sentence} {channel} asks for approvals, so it waits as a rollout for them."
+    return replace(made, is_staged=True, sentence=sentence)
 
 
 def forecast_rollout(rollout: Rollout) -> str:

@@ -389,6 +389,16 @@ def test_the_way_to_devices_follows_the_policy_and_says_why(model):
     assert [one.state for one in Rollout.objects.order_by("pk")] == ["running", "queued"]
 
 
+def test_where_approvals_are_asked_for_no_night_releases_to_everybody(client, model):
+    actions.set_delivery_policy(
+        model=model, policy={"rollout": "direct", "approvals": {"production": 1}}
+    )
+    done = delivering.deliver_version(version=make_version(model), reason="gate passed")
+    assert done.startswith("Waits as rollout")
+    assert "asks for approvals" in done
+    assert poll(client, "anybody")["label"] == "v1"
+
+
 VERBS = ("start", "queue", "pause", "resume", "advance", "rollback", "kill")
 
 
@@ -445,3 +455,5 @@ def test_the_command_starts_steers_and_shows(model, capsys):
     call_command("rollout", "recyclables", "pause")
     call_command("rollout", "recyclables", "rollback")
     assert "rolled back" in capsys.readouterr().out
+    call_command("rollout", "recyclables", "kill")
+    assert queries.incumbent(model, "production") is None

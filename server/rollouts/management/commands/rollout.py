@@ -19,7 +19,8 @@ _STEERING = tuple(verb for verb in staging.VERBS if verb not in {"start", "queue
 class Command(BaseCommand):
     help = (
         "Without a verb, show the channel's rollout. start NUMBER rolls a version out in stages;"
-        " the other verbs steer the rollout that is under way."
+        " the other verbs steer the rollout that is under way. kill without one revokes what the"
+        " channel serves."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -50,8 +51,11 @@ class Command(BaseCommand):
             with transaction.atomic():
                 rollout = staging.create_rollout(version=version, channel=channel, reason=reason)
                 return staging.VERBS[verb](rollout=rollout, reason=reason)
+        if verb == "kill":
+            # In an emergency what counts is what devices get, and not what waits or is drafted.
+            actions.kill(model=model, channel=channel, reason=reason)
         newest = queries.newest_rollout(queries.get_channel(model, channel))
-        if verb == "show" or newest is None:
+        if verb in {"show", "kill"} or newest is None:
             return newest
         return staging.VERBS[verb](rollout=newest, reason=reason)
 
