@@ -178,7 +178,7 @@ def _measure_seed(
     exact = evaluation.predict_keras(model, photos)
     table["keras"].append(accuracy(exact))
     calibration = [dataset.images[index] for index in train[:CALIBRATION_PHOTOS]]
-    for runtime, precision in compilers.VARIANTS:
+    for runtime, precision in compilers.USUAL:
         row = f"{runtime} {precision}"
         file = _compile(model, row, dataset.labels, arguments, calibration, results)
         if runtime == "tflite":
@@ -228,7 +228,7 @@ def _print(dataset: Dataset, results: Results) -> None:
         f"{'bytes':>9} {'p50 ms':>7} {'CPU s':>6}  checks\n"
     )
     table, sizes, latencies = results.table, results.sizes, results.latencies
-    rows = ["reference", "keras", *(" ".join(variant) for variant in compilers.VARIANTS)]
+    rows = ["reference", "keras", *(" ".join(variant) for variant in compilers.USUAL)]
     for row in rows:
         accuracy, agrees = table.get(row), table.get(f"{row}, agreement")
         seconds = table.get("head, CPU s" if row == "keras" else f"{row}, CPU s")

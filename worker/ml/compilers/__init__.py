@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker.ml.compilers.base import COREML_TARGETS, VARIANTS, About, CompiledFile
+from worker.ml.compilers.base import COREML_TARGETS, USUAL, VARIANTS, About, CompiledFile
 from worker.ml.compression.recipes import RECIPES
 from worker.ml.errors import CompilationFailed
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from worker.ml.preprocessing import Pixels, Preprocessing
 
-__all__ = ["COREML_TARGETS", "VARIANTS", "About", "CompiledFile", "compile_variant"]
+__all__ = ["COREML_TARGETS", "USUAL", "VARIANTS", "About", "CompiledFile", "compile_variant"]
 
 
 def compile_variant(

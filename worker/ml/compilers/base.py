@@ -31,6 +31,9 @@ VARIANTS: Final = (
 )
 """(runtime, precision), in the order in which they are made."""
 
+USUAL: Final = VARIANTS[:5]
+"""What is compiled where nobody asks for anything else."""
+
 COREML_TARGETS: Final = ("iOS15", "iOS16", "iOS17", "iOS18")
 """Oldest systems that a package can be made for; what it needs in the end, its file says."""
 
