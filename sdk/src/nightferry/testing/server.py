@@ -418,6 +418,7 @@ class FakeServer:
             "patches": [],
             "labels": labels,
             "preprocessing": DEFAULT_PREPROCESSING,
+            "signature": {},
             "selftest": {},
             "requires": {},
             "metrics": {},
