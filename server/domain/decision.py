@@ -35,7 +35,6 @@ DEFAULT_ORDER = (
     "pruned75", "filter_pruned50", "palette2", "palette1", "neuralnetwork",
 )  # fmt: skip
 _UNIT = re.compile(r"\A[!-~]{1,128}\Z")
-_VERSION = re.compile(r"\A\d+(\.\d+){0,3}\Z")
 _ATTRIBUTES = (
     "app_version", "device_class", "os_version", "platform", "runtime", "sdk_version",
 )  # fmt: skip
@@ -275,13 +274,13 @@ def _unmet(requires: Mapping[str, object], stated: Mapping[str, str]) -> str:
         oldest = requires.get(name)
         if isinstance(oldest, str) and (unmet := _too_old(name, stated.get(name, ""), oldest)):
             return unmet
-    platform, version = stated.get("platform", ""), stated.get("os_version", "")
+    platform = stated.get("platform", "")
     needed = requires.get(platform.lower())
-    if not isinstance(needed, str) or not _VERSION.match(version):
+    version = parse_version(stated.get("os_version", ""))
+    least = parse_version(needed) if isinstance(needed, str) else None
+    if version is None or least is None or version >= least:
         return ""
-    if _numbers(version) >= _numbers(needed):
-        return ""
-    return f"needs {platform} {needed}, this is {version}"
+    return f"needs {platform} {needed}, this is {stated['os_version'][:60]}"
 
 
 def _too_old(name: str, stated: str, oldest: str) -> str:
@@ -291,7 +290,3 @@ def _too_old(name: str, stated: str, oldest: str) -> str:
     if version is None or least is None or version < least:
         return f"needs {name} {oldest}, this is {stated[:60]}"
     return ""
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

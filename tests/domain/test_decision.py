@@ -28,6 +28,15 @@ def test_the_first_precision_the_device_accepts_and_can_run_is_chosen():
     assert any("needs iOS 16.0, this is 15.4" in step.reason for step in decision.steps)
 
 
+@pytest.mark.parametrize(
+    ("version", "precision"),
+    [("16", "palette8"), ("16.0.0", "palette8"), ("15.9", "float16"), ("sixteen", "palette8")],
+)
+def test_a_system_may_write_its_version_shorter_than_it_is_asked_for(version, precision):
+    poll = ask(runtime="coreml", accept="palette8,float16", platform="ios", os_version=version)
+    assert decide(SERVING, poll).variant.precision == precision
+
+
 def test_a_device_that_nothing_fits_gets_nothing_and_keeps_what_it_has():
     decision = decide(SERVING, ask(accept="float64"))
     assert decision.variant is None
