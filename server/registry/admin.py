@@ -72,7 +72,14 @@ class LabelInline(TabularInline):
         return False
 
 
-_MORE = ("upload_version", "see_versions", "see_photos", "change_delivery", "retire")
+_MORE = (
+    "upload_version",
+    "search_budget",
+    "see_versions",
+    "see_photos",
+    "change_delivery",
+    "retire",
+)
 
 
 @admin.register(Model)
@@ -199,6 +206,11 @@ class ModelPage(Page):
     def upload_version(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Go to the form."""
         return _to("admin:training_trainingrun_upload", model=object_id)
+
+    @action(description="Search within a budget", icon="travel_explore")
+    def search_budget(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Go to the form."""
+        return _to("admin:training_trainingrun_search", model=object_id)
 
     @action(description="Versions", icon="layers")
     def see_versions(self, request: HttpRequest, object_id: str) -> HttpResponse:

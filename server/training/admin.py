@@ -13,7 +13,8 @@ from unfold.decorators import action
 from unfold.enums import ActionVariant
 
 from server import blobs
-from server.domain.errors import NotFound
+from server.domain.budgets import Budget
+from server.domain.errors import DomainError, NotFound
 from server.http.charts import line_chart
 from server.http.pages import Question, ReadOnlyPage, ask, display, shorten
 from server.photos.admin import photo_image
@@ -22,9 +23,16 @@ from server.photos.queries import view_pictures
 from server.registry.figures import shown, shown_accuracy
 from server.registry.models import Model, ModelVersion
 from server.registry.tables import confusion_table, label_rows, variant_rows
-from server.training import actions, golden, queries, uploads
+from server.training import actions, golden, queries, searches, uploads
 from server.training.cards import model_card
-from server.training.forms import PinForm, ReasonForm, TrainForm, UploadForm, VariantsForm
+from server.training.forms import (
+    PinForm,
+    ReasonForm,
+    SearchForm,
+    TrainForm,
+    UploadForm,
+    VariantsForm,
+)
 from server.training.models import (
     DatasetSnapshot,
     GoldenPhoto,
@@ -64,6 +72,17 @@ _PHASES: dict[str, dict[str, tuple[str, ...]]] = {
         "loading": ("loading",),
         "compiling": ("compiling", "compressing"),
     },
+    TrainingRun.Kind.SEARCH: {
+        "candidates": ("snapshot", "candidates"),
+        "rounds": ("round 1", "round 2", "round 3", "embedding", "probing"),
+        "finalists": ("finalists", "regularisation", "head"),
+    },
+}
+_KINDS = {
+    TrainingRun.Kind.TRAIN: "training",
+    TrainingRun.Kind.COMPILE_UPLOAD: "compiling an upload",
+    TrainingRun.Kind.COMPILE_VARIANTS: "compiling more files",
+    TrainingRun.Kind.SEARCH: "searching within a budget",
 }
 
 
@@ -100,11 +119,15 @@ class RunPage(ReadOnlyPage):
         card = self.admin_site.admin_view(self.card_view)
         variants = self.admin_site.admin_view(self.variants_view)
         views = self.admin_site.admin_view(self.picture_view)
+        search = self.admin_site.admin_view(self.search_view)
+        adopt = self.admin_site.admin_view(self.adopt_view)
         return [
             path("views/<int:picture_id>/", views, name="training_trainingrun_views"),
             path("<uuid:run_id>/live/", live, name="training_trainingrun_live"),
             path("cards/<int:version_id>/", card, name="training_trainingrun_card"),
             path("variants/", variants, name="training_trainingrun_variants"),
+            path("search/", search, name="training_trainingrun_search"),
+            path("<uuid:run_id>/adopt/<int:place>/", adopt, name="training_trainingrun_adopt"),
             *super().get_urls(),
         ]
 
@@ -118,7 +141,7 @@ class RunPage(ReadOnlyPage):
     ) -> HttpResponse:
         """Add the progress."""
         run = self.get_object(request, object_id)
-        context = describe_run(run) if run is not None else {}
+        context = self._describe(request, run) if run is not None else {}
         if run is not None and request.user.has_perm("photos.view_photo"):
             context["view_pictures"] = view_pictures(run.model)
         response: HttpResponse = super().change_view(
@@ -134,7 +157,68 @@ class RunPage(ReadOnlyPage):
             run = queries.get_run(run_id)
         except NotFound as error:
             raise Http404 from error
-        return TemplateResponse(request, "training/run_live.html", describe_run(run))
+        return TemplateResponse(request, "training/run_live.html", self._describe(request, run))
+
+    def _describe(self, request: HttpRequest, run: TrainingRun) -> dict[str, Any]:
+        context = describe_run(run)
+        if run.kind == TrainingRun.Kind.SEARCH:
+            context["search"] = describe_search(run, may_adopt=_may_adopt(request))
+        return context
+
+    def search_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask for the budget, then search."""
+        if not self.has_add_permission(request):
+            raise Http404
+
+        def act(values: dict[str, Any]) -> tuple[str, str]:
+            model = values.pop("model")
+            run = searches.request_search(model=model, budget=values, actor=request.user)
+            return f"The search for {model.slug} is queued.", _address(run)
+
+        question = Question(
+            title="Search the best network within a budget",
+            submit="Search",
+            back=reverse("admin:training_trainingrun_changelist"),
+            form=SearchForm,
+            initial={"model": _chosen_model(request)},
+            act=act,
+            effects=(
+                (
+                    "Networks whose weights are at hand are tried in every size and cut at every"
+                    " depth; half of them go after each round."
+                ),
+                "Nothing is trained for devices and no policy changes until you take a finalist.",
+                "The model trains nothing else until the search has ended.",
+            ),
+        )
+        return ask(self, request, question)
+
+    def adopt_view(self, request: HttpRequest, run_id: uuid.UUID, place: int) -> HttpResponse:
+        """Ask, then make a finalist the model's policy."""
+        if not _may_adopt(request):
+            raise Http404
+        try:
+            run = queries.get_run(run_id)
+            search = searches.get_search(run)
+            policy = searches.policy_of(search, place)
+        except DomainError as error:
+            raise Http404 from error
+
+        def act(_: dict[str, Any]) -> tuple[str, str]:
+            searches.adopt_candidate(search=search, place=place, actor=request.user)
+            return f"{run.model.slug} trains it from the next night on.", _address(run)
+
+        question = Question(
+            title=f"Train {searches.candidate_rows(search)[place].name} for {run.model.slug}?",
+            submit="Change the policy",
+            back=_address(run),
+            act=act,
+            effects=(
+                *(f"{name} becomes {_words(value)}." for name, value in policy.items()),
+                "Devices notice nothing until a version of it has passed the gate.",
+            ),
+        )
+        return ask(self, request, question)
 
     def picture_view(self, request: HttpRequest, picture_id: int) -> HttpResponse:
         """Answer with a photo and some of the views that training draws of it, as a JPEG."""
@@ -289,7 +373,7 @@ class RunPage(ReadOnlyPage):
     @display(description="kind", ordering="kind")
     def kind_shown(self, run: TrainingRun) -> str:
         """Name the kind."""
-        return "training" if run.kind == TrainingRun.Kind.TRAIN else "compiling an upload"
+        return _KINDS[TrainingRun.Kind(run.kind)]
 
     @display(description="state", ordering="state", label=_STATE_COLOURS)
     def state_shown(self, run: TrainingRun) -> str:
@@ -323,6 +407,26 @@ def describe_card(version: ModelVersion) -> dict[str, Any]:
             f"{name} {value}" for name, value in (version.lineage.get("pins") or {}).items()
         ),
     }
+
+
+def describe_search(run: TrainingRun, *, may_adopt: bool) -> dict[str, Any]:
+    """Return what the page of a search shows of its candidates."""
+    search = searches.get_search(run)
+    return {
+        "budget": Budget.read(search.budget).describe(),
+        "sentence": search.sentence,
+        "plot": searches.plot(search),
+        "rows": searches.candidate_rows(search),
+        "may_adopt": may_adopt and run.state == TrainingRun.State.SUCCEEDED,
+    }
+
+
+def _may_adopt(request: HttpRequest) -> bool:
+    return bool(request.user.has_perm("registry.change_model"))
+
+
+def _words(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def describe_run(run: TrainingRun) -> dict[str, Any]:

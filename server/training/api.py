@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _RUN_STARTED = OpenApiResponse(RunSerializer, "Queued; `Location` is the run.")
 
 
-def _started(run: TrainingRun) -> Response:
+def started(run: TrainingRun) -> Response:
+    """Answer that a run was queued, and where it can be followed."""
     body = RunSerializer(run).data
     return Response(body, status=202, headers={"Location": body["url"]})
 
@@ -68,7 +69,7 @@ class Versions(ListAPIView[ModelVersion]):
         target = get_model(model)
         values = VersionUploadSerializer.read(request.data)
         file = values.pop("file")
-        return _started(
+        return started(
             actions.upload_version(
                 model=target, file=file, filename=file.name, **values, actor=request.user
             )
@@ -114,7 +115,7 @@ class Variants(APIView):
         """Queue the run; the version it makes has the same weights and is not released."""
         version = get_version(get_model(model), number)
         values = VariantRequestSerializer.read(request.data)
-        return _started(
+        return started(
             actions.request_variants(version=version, kinds=values["kinds"], actor=request.user)
         )
 
@@ -131,7 +132,7 @@ class Train(APIView):
     )
     def post(self, request: Request, model: str) -> Response:
         """Queue a run; a model has one at a time."""
-        return _started(actions.request_run(model=get_model(model), actor=request.user))
+        return started(actions.request_run(model=get_model(model), actor=request.user))
 
 
 class Runs(ListAPIView[TrainingRun]):
@@ -188,4 +189,4 @@ class CancelRun(APIView):
         """Ask the run to stop; the answer is how it stands now."""
         run = queries.get_run(run_id)
         actions.cancel_run(run=run, actor=request.user)
-        return _started(queries.get_run(run_id))
+        return started(queries.get_run(run_id))

@@ -7,6 +7,8 @@ import uuid
 from django import forms
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminDecimalFieldWidget,
+    UnfoldAdminIntegerFieldWidget,
     UnfoldAdminSelectWidget,
     UnfoldAdminTextareaWidget,
     UnfoldAdminTextInputWidget,
@@ -56,6 +58,34 @@ class VariantsForm(forms.Form):
         ],
         widget=UnfoldAdminCheckboxSelectMultipleWidget(),
     )
+
+
+class SearchForm(forms.Form):
+    """A budget, and which networks to try."""
+
+    model = _model_field()
+    max_size_bytes = forms.IntegerField(
+        required=False, min_value=1, widget=UnfoldAdminIntegerFieldWidget(),
+        label="Size, bytes", help_text="The TFLite file is at most so large.",
+    )  # fmt: skip
+    max_latency_ms = forms.FloatField(
+        required=False, min_value=0.001, label="Latency, ms",
+        widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "any"}),
+        help_text="For one photo on this server, at most.",
+    )  # fmt: skip
+    min_accuracy = forms.FloatField(
+        required=False, min_value=0.001, max_value=1,
+        widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "any"}), label="Accuracy",
+        help_text="At least this share of photos right, such as 0.8; the smallest file wins then.",
+    )  # fmt: skip
+    networks = forms.CharField(
+        required=False, widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text="Names, one to a line; empty tries all whose weights are at hand.",
+    )  # fmt: skip
+
+    def clean_networks(self) -> list[str] | None:
+        """Read one name from each line."""
+        return self.cleaned_data["networks"].split() or None
 
 
 class PinForm(ReasonForm):

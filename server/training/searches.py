@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -10,12 +11,17 @@ from django.db import transaction
 from server.domain.budgets import Budget
 from server.domain.errors import Conflict, NotFound
 from server.http import audit
+from server.http.bubbles import Bubble, bubble_chart
+from server.http.pages import size
 from server.registry import actions as registry
+from server.registry.figures import shown
 from server.registry.queries import training_policy
 from server.training.actions import request_run
 from server.training.models import BudgetSearch, TrainingRun
 
 if TYPE_CHECKING:
+    from django.utils.safestring import SafeString
+
     from server.registry.models import Model
     from server.training.actions import Actor
 
@@ -102,3 +108,82 @@ def adopt_candidate(*, search: BudgetSearch, place: int, actor: Actor) -> Model:
     policy = policy_of(search, place)
     audit.record(actor=actor, action="search.adopt", subject=search.run, detail=policy)
     return registry.change_model(model=search.run.model, training_policy=policy, actor=actor)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate as people read it."""
+
+    place: int
+    name: str
+    size: str
+    accuracy: str
+    test: str
+    latency: str
+    multiply_adds: str
+    fate: str
+    is_file: bool
+    is_chosen: bool
+
+    def as_words(self) -> tuple[str, ...]:
+        """Return the cells of a line in a terminal."""
+        mark = "*" if self.is_chosen else " "
+        return (
+            f"{mark} {self.name:<52}",
+            f"{self.size:>12}",
+            f"{self.accuracy:<34}",
+            f"{self.latency:>10}",
+            f"{self.multiply_adds:>8}",
+            f"test {self.test}" if self.test else "",
+            self.fate,
+        )
+
+
+def candidate_rows(search: BudgetSearch) -> list[Row]:
+    """Return every candidate: the finalists' files first, then who was dropped, the last first."""
+    return [
+        _row(place, facts, is_chosen=place == search.chosen)
+        for place, facts in enumerate(search.candidates)
+    ]
+
+
+def _row(place: int, facts: Mapping[str, Any], *, is_chosen: bool) -> Row:
+    is_file = bool(facts["precision"])
+    about = "" if is_file else "about "
+    latency = facts["latency_ms"]
+    fate = f"round {facts['round']}: {facts['dropped']}" if facts["round"] else facts["dropped"]
+    if is_file:
+        fate = facts["dropped"] or "keeps to the budget"
+    return Row(
+        place=place,
+        name=f"{facts['network']} at {facts['depth']} {facts['precision']}".strip(),
+        size=size(facts["size_bytes"]) if is_file else f"≥ {size(facts['size_bytes'])}",
+        accuracy=shown(facts["correct"], facts["count"]) if facts["count"] else "",
+        test=shown(facts["test_correct"], facts["test_count"]) if facts["test_count"] else "",
+        latency="" if latency is None else f"{about}{latency:.2f} ms",
+        multiply_adds=f"{facts['multiply_adds'] / 1e6:.1f} M",
+        fate="chosen" if is_chosen else fate,
+        is_file=is_file,
+        is_chosen=is_chosen,
+    )
+
+
+def plot(search: BudgetSearch) -> SafeString:
+    """Return accuracy against size, the area of a point its multiply-adds."""
+    points = [
+        Bubble(
+            x=facts["size_bytes"],
+            y=facts["accuracy"],
+            area=facts["multiply_adds"],
+            kind=2 if place == search.chosen else 1 if facts["precision"] else 0,
+            name=f"{facts['network']} at {facts['depth']} {facts['precision']}".strip(),
+        )
+        for place, facts in enumerate(search.candidates)
+        if facts["count"]
+    ]
+    return bubble_chart(
+        points,
+        title="Accuracy against size: higher and further left is better",
+        kinds=("dropped before compiling (size: a byte a weight)", "a finalist's file", "chosen"),
+        limit=search.budget.get("max_size_bytes"),
+    )

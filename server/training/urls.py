@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from server.training import api, golden_api
+from server.training import api, golden_api, search_api
 
 urlpatterns = [
     path("models/<slug:model>/versions", api.Versions.as_view(), name="versions"),
@@ -21,6 +21,9 @@ urlpatterns = [
         golden_api.OneGolden.as_view(),
         name="golden_photo",
     ),
+    path("models/<slug:model>/searches", search_api.Searches.as_view(), name="searches"),
+    path("runs/<uuid:run_id>/search", search_api.OneSearch.as_view(), name="search"),
+    path("runs/<uuid:run_id>/search/adopt", search_api.Adoption.as_view(), name="adopt_candidate"),
     path("runs", api.Runs.as_view(), name="runs"),
     path("runs/<uuid:run_id>", api.OneRun.as_view(), name="run"),
     path("runs/<uuid:run_id>/cancel", api.CancelRun.as_view(), name="cancel_run"),
