@@ -137,6 +137,7 @@ def test_an_upload_over_rest_becomes_a_draft_and_a_run(client: Any, staff: dict[
         ({"preprocessing": '{"width": 0, "height": 96}'}, 400, "invalid_input"),
         ({"preprocessing": '{"width": 96, "height": 96, "depth": 3}'}, 400, "invalid_input"),
         ({"weights": "none"}, 400, "invalid_input"),
+        ({"task": "detection"}, 400, "invalid_input"),
         ({"file": SimpleUploadedFile("a.txt", b"hello")}, 415, "unsupported_model_format"),
         ({"file": SimpleUploadedFile("a.keras", b"hello")}, 422, "damaged_model_file"),
     ],
@@ -150,6 +151,17 @@ def test_a_bad_upload_is_refused_and_leaves_nothing(
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.content
     assert not ModelVersion.objects.exists()
     assert not list(blobs.store().iterate())
+
+
+def test_what_a_network_is_said_to_be_goes_with_its_version(
+    client: Any, staff: dict[str, str]
+) -> None:
+    make_model("boxes")
+    body = {"file": SimpleUploadedFile("mine.tflite", TFLITE), "task": "other"}
+    answer = client.post("/api/v1/models/boxes/versions", body, headers=staff)
+    assert answer.status_code == 202, answer.content
+    version = client.get("/api/v1/models/boxes/versions/1", headers=staff).json()
+    assert version["signature"] == {"task": "other"}
 
 
 def test_a_larger_upload_than_a_photo_is_taken_and_a_larger_than_allowed_is_not(
