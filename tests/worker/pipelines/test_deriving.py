@@ -19,6 +19,7 @@ from server.training import actions as training
 from server.training.models import TrainingRun
 from server.trust import attestations
 from tests.support.factories import make_model, release
+from tests.worker.pipelines.pictures import bring, like_imagenet
 from worker.ml import training as ml_training
 from worker.ml.architectures import find_architecture
 from worker.ml.preprocessing import Preprocessing
@@ -164,3 +165,28 @@ def test_what_cannot_be_asked_for(network: Any, kinds: list[str], code: str) -> 
     with pytest.raises(DomainError) as refused:
         training.request_variants(version=parent, kinds=kinds)
     assert refused.value.code == code
+
+
+def test_kinds_that_train_learn_from_the_training_photos_and_are_judged_on_the_rest(
+    network: Any,
+) -> None:
+    parent = trained(network)
+    bring(parent.model, like_imagenet, 15)
+    night = TrainingRun.objects.create(model=parent.model)
+    snapshot = training.freeze_snapshot(run=night)
+    training.fail_run(run_id=night.pk, reason="only its photos were wanted")
+    run = training.request_variants(
+        version=parent, kinds=["tflite:dynamic_int8", "coreml:joint", "coreml:palette1"]
+    )
+    version = derive(run)
+    tests = sum(snapshot.counts["test"].values())
+    joint = version.variants.get(precision="joint")
+    assert (joint.metrics["count"], joint.metrics["agreement"]["count"]) == (tests, tests)
+    assert joint.requires["ios"] == "18.0"
+    assert joint.is_shipped is not bool(joint.refusal)
+    said = " ".join(run.lines.values_list("message", flat=True))
+    learned = sum(snapshot.counts["train"].values())
+    assert f"coreml joint: weights are taken away, training on for 3 epochs of {learned}" in said
+    assert "coreml palette1: weights are taken away" in said
+    curve = run.lines.filter(stage="compressing").exclude(metrics={})
+    assert curve.count() >= 3
