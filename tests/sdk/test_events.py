@@ -72,6 +72,28 @@ def test_what_a_first_release_is_compared_with_is_counted_as_well(
     assert all((event["label"], event["enrolment"]) == ("", enrolment) for event in told)
 
 
+def test_where_a_file_lies_is_not_told(
+    server: FakeServer,
+    make_client: ClientFactory,
+    content: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = tmp_path / "a-name"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    server.publish(NAME, content, LABELS)
+    client = make_client(cache_dir=home / "cache")
+    client.sync(NAME)
+    current = client.status(NAME).current
+    assert current is not None
+    client.report_failure(NAME, f"The model file {current.path} cannot be read.")
+    client.flush_events()
+    assert "a-name" not in json.dumps(server.events)
+    (failed,) = [event for event in server.events if event["type"] == "failed"]
+    assert str(failed["data"]["reason"]).startswith("The model file ~")
+
+
 def test_an_update_tells_its_story(server: FakeServer, client: ModelClient, content: bytes) -> None:
     server.publish(NAME, content, LABELS, enrolment={"rollout": 7, "arm": "control"})
     client.sync(NAME)

@@ -170,7 +170,7 @@ class EventQueue:
             "channel": self._channel,
             **_facts(model),
             "occurred_at": now.isoformat(timespec="milliseconds"),
-            "data": {key: _shortened(value) for key, value in (data or {}).items()},
+            "data": {key: _tellable(value) for key, value in (data or {}).items()},
         }
         if self._device_class:
             event["device_class"] = self._device_class[:_MAX_CLASS]
@@ -272,6 +272,14 @@ def _report_rejected(answer: Document, batch: list[Document]) -> None:
             log.warning("The server does not take an event of type %s: %s.", kind, code)
 
 
-def _shortened(value: object) -> object:
+def _tellable(value: object) -> object:
+    """Return text shortened, and without the name of the person that folders often bear."""
+    if not isinstance(value, str):
+        return value
+    import os
+
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home raises where there is none
+    if len(home) > 1:
+        value = value.replace(home, "~")
     # Some databases cannot hold NUL in text.
-    return value[:_MAX_TEXT].replace("\0", "") if isinstance(value, str) else value
+    return value[:_MAX_TEXT].replace("\0", "")
