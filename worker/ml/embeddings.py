@@ -108,6 +108,12 @@ class Embedder:
         ends = np.cumsum(self._network.sizes)
         return dict(zip(self.depths, np.split(features, ends[:-1], axis=1), strict=True))
 
+    def place_among_lower(self, depth: str) -> slice:
+        """Return where a lower depth's features lie among those of all lower depths, joined."""
+        sizes = self._network.load_sizes()
+        at = self.depths.index(depth)
+        return slice(sum(sizes[:at]), sum(sizes[: at + 1]))
+
     def _file_name(self) -> str:
         if len(self.depths) == 1:
             return self.key
@@ -136,13 +142,19 @@ class LiteNetwork:
         features: Features = output[0]
         return features
 
+    def load_sizes(self) -> list[int]:
+        """Return the sizes of what the output joins; the network is exported if it was not."""
+        if not self.sizes:
+            sidecar = self._path.with_suffix(".json")
+            if not (self._path.is_file() and sidecar.is_file()):
+                self._export(sidecar)
+            self.sizes = json.loads(sidecar.read_text())
+        return self.sizes
+
     def _load(self) -> Any:
         from ai_edge_litert.interpreter import Interpreter
 
-        sidecar = self._path.with_suffix(".json")
-        if not (self._path.is_file() and sidecar.is_file()):
-            self._export(sidecar)
-        self.sizes = json.loads(sidecar.read_text())
+        self.load_sizes()
         interpreter = Interpreter(model_path=str(self._path), num_threads=THREADS)
         interpreter.allocate_tensors()
         return interpreter

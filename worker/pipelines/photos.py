@@ -15,6 +15,7 @@ from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
 from server.training.models import SnapshotEntry
 from worker.ml.augmentation import NONE, Augmentation, draw_sheet, view_of
+from worker.ml.embeddings import TOP
 from worker.ml.preprocessing import Preprocessing, load_image
 
 if TYPE_CHECKING:
@@ -145,8 +146,9 @@ class FeatureCache:
     """The features of photos under one embedder, in blobs beside the photos.
 
     A photo is embedded once per depth and view, ever. View 0 is the photo as it is, the others
-    are drawn by the augmentation. What is being written when a process dies is embedded again,
-    what was written before is not.
+    are drawn by the augmentation. The lower depths of a view lie in one blob, as writing many
+    small ones would take longer than embedding. What is being written when a process dies is
+    embedded again, what was written before is not.
     """
 
     def __init__(
@@ -180,10 +182,11 @@ class FeatureCache:
     def load(self, photos: Sequence[Photo], depth: str, view: int = 0) -> NDArray[np.float32]:
         """Return the features (photos, features) of photos that were filled in."""
         known = _known_features(photos, self._key(depth, view))
+        place = slice(None) if depth == TOP else self._embedder.place_among_lower(depth)
         rows = []
         for photo in photos:
             with self._store.open(known[photo.pk]) as file:
-                rows.append(np.frombuffer(file.read(), dtype="<f4"))
+                rows.append(np.frombuffer(file.read(), dtype="<f4")[place])
         if not rows:
             return np.empty((0, 0), dtype=np.float32)
         return np.stack(rows).astype(np.float32)
@@ -215,9 +218,14 @@ class FeatureCache:
             image = read_image(photo, self._embedder.preprocessing, self._store)
             for view in sorted({view for _, view in absent}):
                 features = self._embedder.embed_depths([view_of(image, self._augmentation, view)])
+                joined = [features[depth][0] for depth in self._embedder.depths if depth != TOP]
+                kept: dict[bool, Blob] = {}
                 for depth in (depth for depth, number in absent if number == view):
-                    vector = features[depth][0].astype("<f4").tobytes()
-                    fresh[depth, view][photo.pk] = self._store.put_bytes(vector)
+                    is_top = depth == TOP
+                    if is_top not in kept:
+                        vector = features[TOP][0] if is_top else np.concatenate(joined)
+                        kept[is_top] = self._store.put_bytes(vector.astype("<f4").tobytes())
+                    fresh[depth, view][photo.pk] = kept[is_top]
         for (depth, view), blobs in fresh.items():
             if blobs:
                 record_embeddings(key=self._key(depth, view), features=blobs)

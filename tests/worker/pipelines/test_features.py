@@ -20,7 +20,7 @@ from worker.ml.architectures import find_architecture
 from worker.ml.augmentation import PRESETS
 from worker.ml.embeddings import TOP, Embedder
 from worker.ml.weights import find_weights
-from worker.pipelines.photos import FeatureCache, draw_views
+from worker.pipelines.photos import FeatureCache, draw_views, read_image
 
 pytestmark = [pytest.mark.django_db, pytest.mark.ml]
 BACKBONE = "mobilenet_v2_0.35_224"
@@ -57,7 +57,10 @@ def test_each_depth_and_view_is_embedded_once(embedder: Embedder, photos: list[P
 
     plain, varied = (cache.load(photos, TOP, view) for view in (0, 1))
     assert plain.shape == varied.shape == (6, 1280)
-    assert cache.load(photos, LOWER).shape == (6, 96)
+    lower = cache.load(photos, LOWER)
+    assert lower.shape == (6, 96)
+    pixels = [read_image(photo, embedder.preprocessing, blobs.store()) for photo in photos]
+    assert np.array_equal(lower, embedder.embed_depths(pixels)[LOWER])
     # A guard: features depend on the photo, and on the view, and on the photo more.
     between = np.linalg.norm(plain[0] - plain[1:], axis=1).mean()
     within = np.linalg.norm(plain - varied, axis=1).mean()

@@ -16,6 +16,7 @@ from tests.support.factories import make_model, make_version
 from tests.worker.pipelines.pictures import bring, fit, like_imagenet, unlike_imagenet
 from worker.ml import embeddings
 from worker.ml import training as ml_training
+from worker.pipelines import choices
 
 pytestmark = [pytest.mark.django_db, pytest.mark.ml]
 
@@ -23,6 +24,7 @@ POLICY = {
     "architecture": "mobilenet_v2_0.35_224",
     "max_contributor_share": 1.0,
     "validation_share": 0.3,
+    "refuse_blurred": False,
 }
 MANY = {"fine_tune_min_photos_per_label": 10}
 THINGS, MOSAICS = ("glass", "paper"), ("cold", "warm")
@@ -65,10 +67,11 @@ def test_few_photos_unlike_imagenet_get_a_network_that_is_cut_lower() -> None:
 
 
 def test_many_photos_of_things_try_fine_tuning() -> None:
-    trained, _ = fit(model_with(like_imagenet, ("metal", "plastic"), 45, **MANY))
-    tuning = trained.facts["choice"]
-    print(tuning)
-    assert "Fine-tuning what lies above" in tuning["sentence"]
+    trained, _ = fit(model_with(like_imagenet, ("metal", "plastic"), 32, **MANY))
+    choice = trained.facts["choice"]
+    assert "Fine-tuning what lies above block_6_expand_relu is right on" in choice["sentence"]
+    check_kept_if_it_won(choice, "fine_tune")
+    assert (choice["strategy"] == "fine_tune") == bool(choice["backbone"])
 
 
 def test_a_night_after_fine_tuning_trains_the_last_layer_alone() -> None:
@@ -87,10 +90,11 @@ def test_a_night_after_fine_tuning_trains_the_last_layer_alone() -> None:
     last = [one.model.get_layer("probabilities").get_weights()[0] for one in (first, second)]
     assert not np.array_equal(*last)
 
-    # With a fifth more photos the backbone is tuned again.
-    bring(model, lambda label, count: like_imagenet(label, 27 + count)[27:], 6)
-    third, _ = fit(model)
-    assert third.facts["choice"]["backbone"] != first.facts["choice"]["backbone"]
+    # Until there are a fifth more photos, or the policy changes.
+    known, count = first.facts["choice"]["circumstances"], first.facts["choice"]["photo_count"]
+    assert choices.measured_before(model, known, count + 1) is not None
+    assert choices.measured_before(model, known, round(count * 1.2) + 1) is None
+    assert choices.measured_before(model, {**known, "views": 5}, count + 1) is None
 
 
 def publish(model: Any, trained: Any) -> None:
@@ -105,6 +109,20 @@ def publish(model: Any, trained: Any) -> None:
 
 def test_many_photos_unlike_imagenet_try_a_network_from_scratch() -> None:
     trained, _ = fit(model_with(unlike_imagenet, MOSAICS, 100, **MANY))
-    tuning = trained.facts["choice"]
-    print(tuning)
-    assert "Training a network from scratch" in tuning["sentence"]
+    choice = trained.facts["choice"]
+    assert "Training a network from scratch is right on" in choice["sentence"]
+    assert "where the network is cut" in choice["sentence"]
+    check_kept_if_it_won(choice, "scratch")
+
+
+def check_kept_if_it_won(choice: dict[str, Any], tried: str) -> None:
+    """Hold the choice against its two last trials: what there was, and what the table names."""
+    present, challenger = choice["trials"][-2:]
+    assert challenger["strategy"] == tried
+    gain = challenger["accuracy"] - present["accuracy"]
+    assert f"{abs(gain) * 100:.1f} points" in choice["sentence"]
+    if choice["strategy"] == tried:
+        assert gain > choice["circumstances"]["fine_tune_min_gain"]
+        assert "it is kept" in choice["sentence"]
+    else:
+        assert "it is not kept" in choice["sentence"]
