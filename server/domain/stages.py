@@ -53,6 +53,8 @@ TRANSITIONS: Mapping[State, Mapping[Verb, State]] = {
     "expired": {},
     "superseded": {},
 }
+# What follows from evidence, the deadline or a newer candidate; nobody can ask for it.
+_OF_THE_ENGINE: tuple[Verb, ...] = ("promote", "expire", "supersede")
 FINAL_STATES = tuple(state for state, verbs in TRANSITIONS.items() if not verbs)
 OPEN_STATES: tuple[State, ...] = ("running", "paused")
 
@@ -155,6 +157,7 @@ def _forbidden(state: State, verb: Verb) -> Conflict:
             f"The rollout is {state.replace('_', ' ')}, which is final; start a new one instead."
         )
         return Conflict(message, code="rollout_finished")
-    verbs = ", ".join(allowed_verbs(state))
+    named = (one for one in allowed_verbs(state) if one not in _OF_THE_ENGINE)
+    verbs = ", ".join(one.replace("_", " ") for one in named)
     message = f"A {state} rollout does not take {verb.replace('_', ' ')}; it takes {verbs}."
     return Conflict(message, code="verb_not_allowed", state=state, allowed=verbs)

@@ -99,6 +99,12 @@ def test_a_policy_is_read_back_as_it_was_dumped():
     assert POLICY.guardrail_alpha == pytest.approx(0.05 / 6)
 
 
+def test_a_refusal_names_the_verbs_that_people_have():
+    with pytest.raises(Conflict) as raised:
+        apply(Progress("running"), "start", POLICY, now=START)
+    assert raised.value.detail.endswith("it takes pause, advance, roll back, kill.")
+
+
 @pytest.mark.parametrize(
     "values",
     [
