@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.urls import reverse
 from nightferry.selftest import run_selftest
 
 from server import blobs
@@ -72,7 +73,9 @@ def test_a_network_becomes_files_that_agree_with_it(tmp_path: Path) -> None:
     assert all("mean difference" in one["metrics"]["measured"] for one in shipped)
 
 
-def test_a_finished_file_is_delivered_with_what_is_known_of_it() -> None:
+def test_a_finished_file_is_delivered_with_what_is_known_of_it(
+    client: Any, django_user_model: Any
+) -> None:
     content = _compile(regressor(), "tflite:float32")
     version = _upload("mine.tflite", content, labels=["weight"])
     (variant,) = version.variants.all()
@@ -83,3 +86,8 @@ def test_a_finished_file_is_delivered_with_what_is_known_of_it() -> None:
     members = [one for one in manifests if one["artifact"]]
     assert all(one["signature"]["task"] == "other" for one in members)
     assert all("drawn inputs" in one["metrics"]["measured"] for one in members)
+    client.force_login(django_user_model.objects.create_superuser("boss"))
+    page = client.get(reverse("admin:registry_modelversion_change", args=[version.pk]))
+    assert "3 drawn inputs" in page.content.decode()
+    assert "no accuracy is known" in page.content.decode()
+    assert client.get("/api/v1/models/boxes/versions/1/card").status_code == 200
