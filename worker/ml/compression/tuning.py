@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 _BATCH: Final = 16
-_LEARNING_RATE: Final = 1e-4
+_LEARNING_RATE: Final = 3e-4
 _HELD_OUT: Final = 5
 _SHARE_OF_LABELS: Final = 0.25
 _LEAST_RATE: Final = 0.05
