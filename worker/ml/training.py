@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -52,6 +52,8 @@ REGULARISATIONS: Final = tuple(
     for l2 in (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 )
 REGULARISATION_DEFAULT: Final = Regularisation(l2=0.01, per_feature=False)
+_SCREENED_ON: Final = 2000
+"""Photos that a sample of many holds, or up to twice as many."""
 _MAX_ITERATIONS: Final = 300
 _GRADIENT_TOLERANCE: Final = 1e-5
 
@@ -146,13 +148,43 @@ def _choose_regularisation(
     label_count: int,
     progress: Progress,
 ) -> tuple[Regularisation, list[dict[str, float]]]:
-    problems = {
-        per_feature: _Problem(features, labels, label_count, per_feature=per_feature)
-        for per_feature in (False, True)
-    }
-    tried: list[dict[str, float]] = []
-    for step, candidate in enumerate(REGULARISATIONS, start=1):
-        kernel, bias = problems[candidate.per_feature].solve(candidate.l2)
+    """Return the best on the validation photos, and what each that was tried came to.
+
+    Of many photos a sample screens the candidates: the best of it, and the next weaker one, which
+    more photos rather call for, are then tried on all.
+    """
+    candidates: Sequence[Regularisation] = REGULARISATIONS
+    stride = len(labels) // _SCREENED_ON
+    if stride > 1:
+        losses = [
+            tried["validation_loss"]
+            for tried in _try_each(
+                candidates, features[::stride], labels[::stride], validation, label_count, progress
+            )
+        ]
+        best = losses.index(min(losses))
+        scaling = candidates[best].per_feature
+        candidates = [one for one in candidates[best : best + 2] if one.per_feature == scaling]
+    history = list(_try_each(candidates, features, labels, validation, label_count, progress))
+    losses = [tried["validation_loss"] for tried in history]
+    return candidates[losses.index(min(losses))], history
+
+
+def _try_each(
+    candidates: Sequence[Regularisation],
+    features: Features,
+    labels: Indexes,
+    validation: tuple[Features, Indexes],
+    label_count: int,
+    progress: Progress,
+) -> Iterator[dict[str, float]]:
+    problem: _Problem | None = None
+    for step, candidate in enumerate(candidates, start=1):
+        # One at a time: each holds all features again, as doubles.
+        if problem is None or problem.per_feature != candidate.per_feature:
+            problem = None
+            problem = _Problem(features, labels, label_count, per_feature=candidate.per_feature)
+        kernel, bias = problem.solve(candidate.l2)
         logits = validation[0].astype(np.float64) @ kernel + bias
         metrics = {
             "l2": candidate.l2,
@@ -160,10 +192,8 @@ def _choose_regularisation(
             "validation_loss": _log_loss(logits, validation[1]),
             "validation_accuracy": float((logits.argmax(axis=1) == validation[1]).mean()),
         }
-        tried.append(metrics)
-        progress("regularisation", step, len(REGULARISATIONS), metrics)
-    best = min(range(len(tried)), key=lambda index: tried[index]["validation_loss"])
-    return REGULARISATIONS[best], tried
+        progress("regularisation", step, len(candidates), metrics)
+        yield metrics
 
 
 class _Problem:
@@ -175,6 +205,7 @@ class _Problem:
     def __init__(
         self, features: Features, labels: Indexes, label_count: int, *, per_feature: bool
     ) -> None:
+        self.per_feature = per_feature
         self._mean = features.mean(axis=0, dtype=np.float64)
         self._scale = _scale(features.std(axis=0, dtype=np.float64), per_feature=per_feature)
         standard = (features - self._mean) * self._scale
