@@ -18,7 +18,7 @@ from worker.ml import embeddings
 from worker.ml import training as ml_training
 from worker.pipelines import choices
 
-pytestmark = [pytest.mark.django_db, pytest.mark.ml]
+pytestmark = [pytest.mark.django_db, pytest.mark.ml, pytest.mark.timeout(900)]
 
 POLICY = {
     "architecture": "mobilenet_v2_0.35_224",
