@@ -315,6 +315,8 @@ def _of_data(data: dict[str, Any]) -> list[str]:
 
 
 def _limits(version: ModelVersion, data: dict[str, Any] | None) -> list[str]:
+    if version.signature.get("task") == "other":
+        return _limits_of_other(version)
     found = [
         (
             f"It answers with one of {len(version.labels)} labels whatever the photo shows, also"
@@ -331,6 +333,19 @@ def _limits(version: ModelVersion, data: dict[str, Any] | None) -> list[str]:
         found.append(f"Its photos were received from {first} to {last}; later ones may differ.")
     if any(v.runtime == "coreml" and v.is_shipped for v in version.variants.all()):
         found.append("Core ML files are checked on this server, never on a device of Apple's.")
+    return found
+
+
+def _limits_of_other(version: ModelVersion) -> list[str]:
+    """Return what holds for an upload that is no classifier."""
+    unrun = [v for v in version.variants.all() if v.is_shipped and not v.selftest]
+    found = [
+        "It is no classifier and was uploaded: how good its answers are was not measured here.",
+        "Its files were compared on drawn inputs, not on photos.",
+    ]
+    if unrun:
+        names = ", ".join(f"{v.runtime} {v.precision}" for v in unrun)
+        found.append(f"Not run before it is delivered, nor tested on devices: {names}.")
     return found
 
 
