@@ -44,8 +44,8 @@ class Regularisation:
     per_feature: bool
 
 
-# Which scaling is better depends on the photos (benchmarks/compiled_accuracy.py shows both kinds): on
-# recyclables one per feature, on hand signs one for all. The validation photos say.
+# Which scaling is better depends on the photos (benchmarks/compiled_accuracy.py shows both
+# kinds): on recyclables one per feature, on hand signs one for all. The validation photos say.
 REGULARISATIONS: Final = tuple(
     Regularisation(l2, per_feature)
     for per_feature in (False, True)
