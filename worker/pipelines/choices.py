@@ -85,4 +85,7 @@ def measured_before(model: Model, circumstances: dict[str, Any], photo_count: in
     mark = f"As measured on {facts['photo_count']} photos: "
     sentence = sentence if sentence.startswith(mark) else mark + sentence
     source = release.version.source_sha256 if release is not None else ""
-    return Choice(**{**facts, "sentence": sentence, "source_sha256": source})
+    # Another release of the program may have written other members.
+    members = {one.name for one in dataclasses.fields(Choice)}
+    kept = {name: value for name, value in facts.items() if name in members}
+    return Choice(**{**kept, "sentence": sentence, "source_sha256": source})
