@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -85,30 +84,42 @@ class Cost:
     peak_mib: float
 
 
-class PeakMemory:
-    """The largest resident size that a process and its children had together, sampled."""
+class Watch:
+    """What a process and all below it take, sampled: their most memory, and their CPU time.
+
+    Children that nobody waits for are in no process's sum, so each is looked at itself.
+    """
 
     def __init__(self) -> None:
         self.peak_mib = 0.0
+        self._cpu_s: dict[int, float] = {}
+
+    @property
+    def cpu_s(self) -> float:
+        return sum(self._cpu_s.values())
 
     def watch(self, pid: int) -> None:
         threading.Thread(target=self._watch, args=(pid,), daemon=True).start()
 
     def _watch(self, pid: int) -> None:
         while Path(f"/proc/{pid}").exists():
-            self.peak_mib = max(self.peak_mib, tree_mib(pid))
+            self.peak_mib = max(self.peak_mib, self._look(pid))
             time.sleep(0.2)
 
-
-def tree_mib(pid: int) -> float:
-    """Return the resident memory of a process and all below it, in MiB."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return 0.0
-    own = next((int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS")), 0)
-    return own / 1024 + sum(tree_mib(int(child)) for child in children)
+    def _look(self, pid: int) -> float:
+        """Note the CPU time of a process and all below it; return their memory in MiB."""
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            children = [
+                child for task in tasks for child in (task / "children").read_text().split()
+            ]
+        except OSError:
+            return 0.0
+        self._cpu_s[pid] = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+        own = next((int(x.split()[1]) for x in status.splitlines() if x.startswith("VmRSS")), 0)
+        return own / 1024 + sum(self._look(int(child)) for child in children)
 
 
 def manage(env: dict, *arguments: str) -> tuple[Cost, str]:
@@ -116,7 +127,7 @@ def manage(env: dict, *arguments: str) -> tuple[Cost, str]:
 
 
 def python(env: dict, *arguments: str) -> tuple[Cost, str]:
-    memory, begun, before = PeakMemory(), time.monotonic(), children_cpu_s()
+    watch, begun = Watch(), time.monotonic()
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -125,16 +136,11 @@ def python(env: dict, *arguments: str) -> tuple[Cost, str]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        memory.watch(process.pid)
+        watch.watch(process.pid)
         output = process.communicate()[0]
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{output[-4000:]}")
-    return Cost(time.monotonic() - begun, children_cpu_s() - before, memory.peak_mib), output
-
-
-def children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return Cost(time.monotonic() - begun, watch.cpu_s, watch.peak_mib), output
 
 
 def read_run(env: dict) -> dict:

@@ -267,9 +267,10 @@ def explain(chosen: Candidate, candidates: Sequence[Candidate], budget: Budget) 
 def _figures(one: Candidate) -> str:
     latency = "" if one.latency_ms is None else f", {one.latency_ms:.2f} ms"
     low, high = one.interval
+    lost = f", less {one.loss * 100:.1f} points by compiling" if one.loss else ""
     return (
-        f"{one.accuracy:.1%} right in {one.count} photos of people not trained on"
-        f" (95 %: {low:.1%} to {high:.1%}), {one.size_bytes:,} bytes{latency}"
+        f"right on {one.correct / max(1, one.count):.1%} of {one.count} photos of people not"
+        f" trained on (95 %: {low:.1%} to {high:.1%}){lost}, {one.size_bytes:,} bytes{latency}"
     )
 
 

@@ -412,11 +412,12 @@ def describe_card(version: ModelVersion) -> dict[str, Any]:
 def describe_search(run: TrainingRun, *, may_adopt: bool) -> dict[str, Any]:
     """Return what the page of a search shows of its candidates."""
     search = searches.get_search(run)
+    rows = searches.candidate_rows(search)
     return {
         "budget": Budget.read(search.budget).describe(),
-        "sentence": search.sentence,
         "plot": searches.plot(search),
-        "rows": searches.candidate_rows(search),
+        "files": [row for row in rows if row.is_file],
+        "dropped": [row for row in rows if not row.is_file],
         "may_adopt": may_adopt and run.state == TrainingRun.State.SUCCEEDED,
     }
 

@@ -115,7 +115,8 @@ class Row:
     """One candidate as people read it."""
 
     place: int
-    name: str
+    network: str
+    part: str
     size: str
     accuracy: str
     test: str
@@ -124,6 +125,11 @@ class Row:
     fate: str
     is_file: bool
     is_chosen: bool
+
+    @property
+    def name(self) -> str:
+        """Return the network, where it ends, and the file's precision."""
+        return f"{self.network} {self.part}"
 
     def as_words(self) -> tuple[str, ...]:
         """Return the cells of a line in a terminal."""
@@ -156,7 +162,8 @@ def _row(place: int, facts: Mapping[str, Any], *, is_chosen: bool) -> Row:
         fate = facts["dropped"] or "keeps to the budget"
     return Row(
         place=place,
-        name=f"{facts['network']} at {facts['depth']} {facts['precision']}".strip(),
+        network=facts["network"],
+        part=f"at {facts['depth']} {facts['precision']}".strip(),
         size=size(facts["size_bytes"]) if is_file else f"≥ {size(facts['size_bytes'])}",
         accuracy=shown(facts["correct"], facts["count"]) if facts["count"] else "",
         test=shown(facts["test_correct"], facts["test_count"]) if facts["test_count"] else "",

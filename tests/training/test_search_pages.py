@@ -39,7 +39,7 @@ def run() -> TrainingRun:
         chosen=0,
         sentence="It is the only one that keeps to the budget.",
     )
-    actions.succeed_run(run=run, outcome="Found.")
+    actions.succeed_run(run=run, outcome="It is the only one that keeps to the budget.")
     run.refresh_from_db()
     return run
 
