@@ -113,8 +113,8 @@ class Candidate:
     ``correct`` of ``count`` photos were right whose people the fold had not trained on. Before it
     is compiled ``size_bytes`` is the least that its weights can come to and ``latency_ms`` an
     estimate; ``precision`` is empty. Of a file both are measured, ``loss`` is the share of
-    validation photos that compiling cost against float32, and ``test_correct`` of ``test_count``
-    test photos were right.
+    validation photos that compiling cost against float32 beyond chance, and ``test_correct`` of
+    ``test_count`` test photos were right.
     """
 
     network: str

@@ -208,19 +208,18 @@ class _Search:
                 one.depth, snapshot, sets, self._policy, self._reporter
             )
             exact = next(each for each in measured if each.precision == "float32")
-            for made in measured:
-                loss = _share(exact.right["validation"]) - _share(made.right["validation"])
-                files.append(
-                    replace(
-                        one,
-                        precision=made.precision,
-                        size_bytes=made.size_bytes,
-                        latency_ms=made.latency_ms,
-                        loss=max(0.0, loss),
-                        test_correct=int(made.right["test"].sum()),
-                        test_count=len(made.right["test"]),
-                    )
+            files += [
+                replace(
+                    one,
+                    precision=made.precision,
+                    size_bytes=made.size_bytes,
+                    latency_ms=made.latency_ms,
+                    loss=_loss(exact.right["validation"], made.right["validation"]),
+                    test_correct=int(made.right["test"].sum()),
+                    test_count=len(made.right["test"]),
                 )
+                for made in measured
+            ]
             self._record(files)
         return [
             replace(one, dropped=f"breaks the budget: {why}")
@@ -331,8 +330,16 @@ class _Network:
         )
 
 
-def _share(right: Any) -> float:
-    return float(right.mean()) if len(right) else 0.0
+def _loss(exact: Any, right: Any) -> float:
+    """Return which share of photos compiling cost, nought where chance may have done it.
+
+    That is where it is within the standard error of the paired difference: one photo is not.
+    """
+    if not len(right):
+        return 0.0
+    difference = exact.astype(np.float64) - right
+    points, noise = difference.mean(), difference.std() / np.sqrt(len(difference))
+    return float(points) if points > noise else 0.0
 
 
 def _tested(chosen: Candidate) -> str:
