@@ -29,10 +29,12 @@ from server.domain.stages import OPEN_STATES
 from server.domain.targeting import read_rules
 from server.registry.figures import figures, version_maturity
 from server.registry.models import Model, ModelVersion, Variant
+from server.registry.queries import training_policy
 from server.rollouts import queries as rollout_queries
 from server.rollouts.models import Channel, Override, Patch, Release, Rollout, Signing
 from server.rollouts.queries import Standing
 from server.rollouts.targets import release_path
+from server.telemetry.queries import benchmark_medians
 
 SPEC_VERSION = 1
 PATCH_MEDIA_TYPE = "application/octet-stream"
@@ -68,6 +70,7 @@ class ModelFacts:
     is_open: bool
     is_retired: bool
     holdout_bp: int = 0
+    tolerance: float | None = None
     channels: dict[str, ChannelFacts] = field(default_factory=dict)
     # By channel, label and file; the empty label and file are those of a channel's nothing.
     manifests: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
@@ -148,17 +151,14 @@ class _Rows:
     # By channel.
     rollouts: Mapping[int, Rollout]
     overrides: Mapping[int, list[Override]]
+    # Milliseconds by file and class of devices.
+    medians: Mapping[str, Mapping[str, float]]
 
 
 def load() -> DecisionSet:
     """Read the whole set from the database in a fixed number of queries."""
     epoch = rollout_queries.epoch()
-    models = {
-        model.pk: ModelFacts(
-            model.slug, model.is_open, model.retired_at is not None, _holdout_bp(model)
-        )
-        for model in Model.objects.all()
-    }
+    models = {model.pk: _model_facts(model) for model in Model.objects.all()}
     rows = _read_rows()
     signings = {one.model_id: one for one in Signing.objects.all()}
     artifacts: dict[str, Artifact] = {}
@@ -222,16 +222,26 @@ def _read_rows() -> _Rows:
     overrides: dict[int, list[Override]] = defaultdict(list)
     for override in Override.objects.all():
         overrides[override.channel_id].append(override)
-    return _Rows(releases, variants, patches, rollouts, overrides)
+    medians = benchmark_medians({one.sha256 for found in variants.values() for one in found})
+    return _Rows(releases, variants, patches, rollouts, overrides, medians)
 
 
-def _holdout_bp(model: Model) -> int:
+def _model_facts(model: Model) -> ModelFacts:
+    policy, tolerance = DeliveryPolicy(), None
     try:
-        return DeliveryPolicy.read(model.delivery_policy).holdout_bp
+        policy = DeliveryPolicy.read(model.delivery_policy)
+        if policy.prefer == "fastest":
+            tolerance = training_policy(model).variant_tolerance
     except InvalidInput as error:
         # One model's policy, written past its checks, must not cost the others their updates.
         log.warning("delivery_policy_not_read", model=model.slug, error=error.detail)
-        return DeliveryPolicy.holdout_bp
+    return ModelFacts(
+        model.slug,
+        model.is_open,
+        model.retired_at is not None,
+        holdout_bp=policy.holdout_bp,
+        tolerance=tolerance,
+    )
 
 
 def _add_channel(
@@ -292,7 +302,7 @@ def _channel_facts(
     rollout, candidate = rows.rollouts.get(channel.pk), standing.candidate
     is_offered = rollout is not None and candidate is not None and candidate.pk in labels
     return ChannelFacts(
-        release=_release_facts(standing.offered, rows.variants),
+        release=_release_facts(standing.offered, rows),
         revoked=revoked,
         hold=_hold(standing, channel),
         model=facts.slug,
@@ -305,10 +315,9 @@ def _channel_facts(
         },
         golden=labels.get(channel.golden_id or 0),
         holdout_bp=facts.holdout_bp,
+        tolerance=facts.tolerance,
         others={
-            one.label: found
-            for one in others
-            if (found := _release_facts(one, rows.variants)) is not None
+            one.label: found for one in others if (found := _release_facts(one, rows)) is not None
         },
     )
 
@@ -381,15 +390,19 @@ def _patch_members(patches: Iterable[Patch], revoked: Collection[str]) -> list[d
     ]
 
 
-def _release_facts(
-    release: Release | None, shipped: Mapping[int, list[Variant]]
-) -> ReleaseFacts | None:
+def _release_facts(release: Release | None, rows: _Rows) -> ReleaseFacts | None:
     if release is None:
         return None
     by_runtime: dict[str, list[VariantFacts]] = defaultdict(list)
-    for variant in shipped[release.version_id]:
+    for variant in rows.variants[release.version_id]:
         by_runtime[variant.runtime].append(
-            VariantFacts(variant.precision, variant.sha256, variant.requires)
+            VariantFacts(
+                variant.precision,
+                variant.sha256,
+                variant.requires,
+                accuracy=variant.metrics.get("accuracy"),
+                latency_ms=rows.medians.get(variant.sha256, {}),
+            )
         )
     return ReleaseFacts(release.label, release.version.number, release.reason, by_runtime)
 

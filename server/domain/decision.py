@@ -49,6 +49,9 @@ class VariantFacts:
     precision: str
     sha256: str
     requires: Mapping[str, object] = field(default_factory=dict)
+    accuracy: float | None = None
+    # Median milliseconds an inference, by class of devices, where enough runs were measured.
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class ChannelFacts:
 
     ``release`` is the incumbent. ``others`` are the candidate of ``rollout``, the ``golden``
     release and those that ``overrides`` name, all by label. ``is_emptied`` says that everything
-    was killed.
+    was killed. With a ``tolerance`` (a share of accuracy) a device gets the fastest file measured
+    on its class that loses no more against the most accurate one; without, the first it accepts.
     """
 
     release: ReleaseFacts | None
@@ -79,6 +83,7 @@ class ChannelFacts:
     overrides: Mapping[str, str] = field(default_factory=dict)
     golden: str | None = None
     holdout_bp: int = 0
+    tolerance: float | None = None
     others: Mapping[str, ReleaseFacts] = field(default_factory=dict)
 
     @cached_property
@@ -230,7 +235,8 @@ class _Fitting:
     def choose(self, release: ReleaseFacts) -> _Choice:
         known = self._known.get(release.label)
         if known is None:
-            known = _choose(release.variants.get(self._poll.runtime, ()), self._poll)
+            offered = release.variants.get(self._poll.runtime, ())
+            known = _choose(offered, self._poll, self._channel.tolerance)
             self._known[release.label] = known
         return known
 
@@ -242,9 +248,10 @@ class _Fitting:
         return "" if choice.variant else "; ".join(step.reason for step in choice.steps)
 
 
-def _choose(offered: Sequence[VariantFacts], poll: Poll) -> _Choice:
+def _choose(offered: Sequence[VariantFacts], poll: Poll, tolerance: float | None = None) -> _Choice:
     steps: list[Step] = []
     by_precision = {variant.precision: variant for variant in offered}
+    usable: list[VariantFacts] = []
     for precision in poll.accept or DEFAULT_ORDER:
         variant = by_precision.get(precision)
         if variant is None:
@@ -255,9 +262,38 @@ def _choose(offered: Sequence[VariantFacts], poll: Poll) -> _Choice:
         if missing:
             steps.append(Step("variant", "passed", f"{precision}: {missing}"))
             continue
-        steps.append(Step("variant", "decided", f"{precision}: chosen"))
-        return _Choice(variant, tuple(steps))
-    return _Choice(None, tuple(steps))
+        usable.append(variant)
+        if tolerance is None:
+            break
+    if not usable:
+        return _Choice(None, tuple(steps))
+    fastest = None if tolerance is None else _fastest(usable, poll, tolerance)
+    chosen = fastest or usable[0]
+    reason = f"{chosen.precision}: chosen"
+    if fastest is not None:
+        device_class = poll.attributes["device_class"][:60]
+        reason += (
+            f", the fastest measured on {device_class}"
+            f" ({fastest.latency_ms[poll.attributes['device_class']]:.3g} ms)"
+        )
+    steps.append(Step("variant", "decided", reason))
+    return _Choice(chosen, tuple(steps))
+
+
+def _fastest(usable: Sequence[VariantFacts], poll: Poll, tolerance: float) -> VariantFacts | None:
+    """Return the fastest file measured on the poll's class of devices, or None without a choice.
+
+    A file whose accuracy is not known does not take part: nobody could say what its speed costs.
+    """
+    device_class = poll.attributes.get("device_class", "")
+    known = [variant for variant in usable if variant.accuracy is not None]
+    best = max((variant.accuracy or 0.0 for variant in known), default=0.0)
+    timed = [
+        variant
+        for variant in known
+        if device_class in variant.latency_ms and (variant.accuracy or 0.0) >= best - tolerance
+    ]
+    return min(timed, key=lambda variant: variant.latency_ms[device_class], default=None)
 
 
 def _unmet(requires: Mapping[str, object], stated: Mapping[str, str]) -> str:

@@ -14,6 +14,8 @@ from server.domain.targeting import Rule, read_rules
 
 Way = Literal["auto", "staged", "direct"]
 WAYS: tuple[Way, ...] = ("auto", "staged", "direct")
+Preference = Literal["stated", "fastest"]
+PREFERENCES: tuple[Preference, ...] = ("stated", "fastest")
 
 _MOST_APPROVALS = 10
 _LIKELY = 0.5
@@ -30,7 +32,9 @@ class DeliveryPolicy:
     ``rollout``: ``staged`` always rolls out in stages, ``direct`` never, ``auto`` where the fleet
     can decide. ``policy`` holds members of :class:`RolloutPolicy`, ``targeting`` rules that new
     rollouts take over. ``approvals`` says how many people have to approve, by channel.
-    ``holdout_bp`` is the share that stays on a golden version, where one is chosen.
+    ``holdout_bp`` is the share that stays on a golden version, where one is chosen. ``prefer`` says
+    which of the files that it accepts a device is given: the first of its own order (``stated``),
+    or the one measured ``fastest`` on its class of devices.
     """
 
     rollout: Way = "auto"
@@ -38,6 +42,7 @@ class DeliveryPolicy:
     targeting: tuple[Rule, ...] = ()
     approvals: Mapping[str, int] = field(default_factory=dict)
     holdout_bp: int = 200
+    prefer: Preference = "stated"
 
     @classmethod
     def read(cls, values: Mapping[str, object]) -> DeliveryPolicy:
@@ -64,12 +69,16 @@ class DeliveryPolicy:
         holdout_bp = values.get("holdout_bp", cls.holdout_bp)
         if type(holdout_bp) is not int or not 0 <= holdout_bp <= COHORTS:
             raise _refused(f"takes for holdout_bp 0 to {COHORTS} basis points")
+        prefer = values.get("prefer", cls.prefer)
+        if prefer not in PREFERENCES:
+            raise _refused(f"takes for prefer one of {', '.join(PREFERENCES)}, not {prefer!r}")
         return cls(
             rollout=way,
             policy=dict(policy),
             targeting=read_rules(values.get("targeting", [])),
             approvals=dict(approvals),
             holdout_bp=holdout_bp,
+            prefer=prefer,
         )
 
 

@@ -31,6 +31,10 @@ _WAYS: Final = (
     ("staged", "Always in stages"),
     ("direct", "Always to everyone at once"),
 )
+_PREFERENCES: Final = (
+    ("stated", "The first of its own order"),
+    ("fastest", "The fastest measured on its class of devices"),
+)
 _MEMBERS: Final[Mapping[str, tuple[str, str]]] = {
     "stages_bp": ("Stages", "Per cent of all installations in each arm, growing, up to 50."),
     "min_hours": ("Hours per stage", "A stage lasts at least so long."),
@@ -228,7 +232,16 @@ class DeliveryForm(_Members):
         widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "0.01"}),
         help_text="So many installations stay on the golden version, on channels that have one.",
     )
-    field_order = ("rollout", "stages_bp", "targeting", "approvals", "holdout")
+    prefer = forms.ChoiceField(
+        label="Of the files it can run a device gets",
+        choices=_PREFERENCES,
+        widget=UnfoldAdminSelectWidget(),
+        help_text=(
+            "Fastest counts what apps measured with the SDK's benchmark, among files within the"
+            " training policy's tolerance of the most accurate."
+        ),
+    )
+    field_order = ("rollout", "stages_bp", "targeting", "approvals", "holdout", "prefer")
 
     def clean_approvals(self) -> dict[str, int]:
         """Read one channel from each line."""
@@ -256,6 +269,7 @@ class DeliveryForm(_Members):
             "targeting": cleaned["targeting"],
             "approvals": cleaned["approvals"],
             "holdout_bp": int(cleaned["holdout"] * _BP),
+            "prefer": cleaned["prefer"],
         }
         _believe(lambda: DeliveryPolicy.read(document))
         return {"document": document}
@@ -270,6 +284,7 @@ def delivery_initial(values: Mapping[str, Any]) -> dict[str, Any]:
         "targeting": write_rules(values.get("targeting", [])),
         "approvals": "\n".join(f"{name} {count}" for name, count in policy.approvals.items()),
         "holdout": Decimal(policy.holdout_bp) / _BP,
+        "prefer": policy.prefer,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from server.domain.delivery_policy import WAYS, DeliveryPolicy
+from server.domain.delivery_policy import PREFERENCES, WAYS, DeliveryPolicy
 from server.domain.rollout_policy import RolloutPolicy
 from server.domain.targeting import ATTRIBUTES, OPERATORS
 from server.http.serializers import StrictSerializer, Text, Whole
@@ -219,6 +219,10 @@ class DeliveryPolicySerializer(StrictSerializer):
         help_text="How many people have to approve a rollout, by channel.",
     )  # fmt: skip
     holdout_bp = Whole(min_value=0, max_value=10_000, required=False)
+    prefer = serializers.ChoiceField(
+        choices=PREFERENCES, required=False,
+        help_text="Of the files it accepts a device gets: its first, or the fastest measured.",
+    )  # fmt: skip
 
     @classmethod
     def show(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +234,7 @@ class DeliveryPolicySerializer(StrictSerializer):
             "targeting": list(values.get("targeting", [])),
             "approvals": dict(policy.approvals),
             "holdout_bp": policy.holdout_bp,
+            "prefer": policy.prefer,
         }
 
 

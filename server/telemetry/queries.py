@@ -7,7 +7,7 @@ whatever the fleet's size. docs/telemetry.md says what the figures can and canno
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
@@ -40,6 +40,8 @@ IN_THE_FIELD: Final = timedelta(days=30)
 HEARTBEAT: Final = timedelta(hours=24)
 _MISSED_HEARTBEATS: Final = 2
 _MISSED_POLLS: Final = 4
+# Fewer timed inferences than this say little of a class of devices.
+FEWEST_BENCHMARKED: Final = 20
 _Type = Event.Type
 
 
@@ -340,6 +342,29 @@ def release_facts(model: str, channel: str, label: str, *, days: int = 60) -> Re
         first_event_at=min((row["first"] for row in rows), default=None),
         last_fact_at=max((row["last"] for row in rows), default=None),
     )
+
+
+def benchmark_medians(files: Collection[str]) -> dict[str, dict[str, float]]:
+    """Return median milliseconds of an inference by file and class of devices, one query in all.
+
+    Only what ``FEWEST_BENCHMARKED`` inferences or more were measured for is named.
+    """
+    rows = (
+        LatencyCount.objects.filter(kind=LatencyCount.Kind.BENCHMARK, sha256__in=files)
+        .exclude(device_class="")
+        .order_by()
+        .values_list("sha256", "device_class", "bucket")
+        .annotate(Sum("count"))
+    )
+    counts: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for sha256, device_class, bucket, count in rows:
+        counts[sha256, device_class][bucket] = int(count)
+    medians: dict[str, dict[str, float]] = defaultdict(dict)
+    for (sha256, device_class), buckets in counts.items():
+        median = histograms.quantile_ms(buckets, 0.5)
+        if median is not None and sum(buckets.values()) >= FEWEST_BENCHMARKED:
+            medians[sha256][device_class] = median
+    return dict(medians)
 
 
 def _release_feedback(arms: Sequence[int]) -> ArmFeedback:

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from wsgiref.util import setup_testing_defaults
 
 import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from server.delivery.actions import create_application_key, revoke_application_key
 from server.delivery.decision_set import holder
 from server.registry.actions import retire_model
+from server.registry.models import Variant
 from server.rollouts import actions as rollouts
+from server.telemetry import actions as telemetry
 from tests.support.factories import make_model, make_version, publish, release
 
 pytestmark = pytest.mark.django_db
@@ -291,3 +295,46 @@ def test_the_short_way_of_a_poll_says_the_same_as_the_long_one(client, released)
     refused = ask("device=&runtime=tflite")
     assert refused[0] == 400
     assert json.loads(refused[2])["code"] == "missing_device"
+
+
+def test_a_device_gets_the_fastest_file_measured_on_its_class(client):
+    model = make_model()
+    content = {"tflite:float16": b"f16", "tflite:int8": b"i8", "tflite:palette": b"p"}
+    made = make_version(model, content=content)
+    accuracies = {"float16": 0.9, "int8": 0.88, "palette": 0.6}
+    for variant in made.variants.all():
+        Variant.objects.filter(pk=variant.pk).update(
+            metrics={"accuracy": accuracies[variant.precision], "count": 100}
+        )
+    release(made)
+    files = dict(made.variants.values_list("precision", "sha256"))
+    for precision, milliseconds in {"float16": 20, "int8": 8, "palette": 2}.items():
+        _benchmark(files[precision], milliseconds, device_class="phone-a")
+    _benchmark(files["float16"], 3, device_class="phone-b", count=5)
+    telemetry.drain(now=timezone.now())
+    accept = "float16,int8,palette"
+
+    def chosen(device_class: str) -> str:
+        answer = poll(client, accept=accept, device_class=device_class)
+        return answer.json()["artifact"]["precision"]
+
+    holder.refresh()
+    assert chosen("phone-a") == "float16"
+    rollouts.set_delivery_policy(model=model, policy={"prefer": "fastest"})
+    holder.refresh()
+    # The palette is faster still, and loses more than the policy's three points.
+    assert chosen("phone-a") == "int8"
+    # Five inferences are too few to say anything of a class.
+    assert chosen("phone-b") == chosen("phone-c") == "float16"
+    assert poll(client, accept="float16", device_class="phone-a").json()["artifact"]["precision"] \
+        == "float16"  # fmt: skip
+
+
+def _benchmark(sha256: str, latency_ms: float, *, device_class: str, count: int = 50) -> None:
+    event = {
+        "event_id": str(uuid.uuid4()), "device": "d-9", "type": "benchmark",
+        "model": "recyclables", "channel": "production", "label": "v1", "sha256": sha256,
+        "device_class": device_class, "occurred_at": timezone.now().isoformat(),
+        "data": {"latency_ms": latency_ms, "count": count},
+    }  # fmt: skip
+    assert not telemetry.record_events([event], may_report=lambda _: True).rejected

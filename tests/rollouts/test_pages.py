@@ -123,7 +123,7 @@ def confirmed(client: Any, address: str, body: dict[str, Any]) -> tuple[str, Any
 POLICY = {
     "rollout": "staged", "stages_bp": "2, 12.5, 50", "min_hours": "12", "min_installations": "30",
     "max_data_age_hours": "24", "deadline_days": "10", "alpha": "0.05", "margin": "0.01",
-    "tuned_for": "2000", "max_both_arms_share": "0.01", "needs_feedback": "on",
+    "tuned_for": "2000", "max_both_arms_share": "0.01", "needs_feedback": "on", "prefer": "stated",
 }  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def test_a_delivery_policy_is_explained_confirmed_and_kept(
     assert "2 % of recyclables/production stay on v2, version 1." in asked
     assert "Continue</button>" in asked
     rules = "app_version version_at_least 3.0\nplatform is android, ios"
-    body = POLICY | {"targeting": rules, "approvals": "production 1", "holdout": "5"}
+    body = POLICY | {"targeting": rules, "approvals": "production 1", "holdout": "5",
+                     "prefer": "fastest"}  # fmt: skip
     said, after = confirmed(admin_client, address, body)
     assert "in stages (2, 12.5, 50 % per arm)" in said
     assert "where app_version version at least 3.0 and platform is android or ios" in said
@@ -156,6 +157,7 @@ def test_a_delivery_policy_is_explained_confirmed_and_kept(
         ],
         "approvals": {"production": 1},
         "holdout_bp": 500,
+        "prefer": "fastest",
     }  # fmt: skip
     # What is shown is what is kept, so that saving it unchanged changes nothing.
     form = admin_client.get(address).context["form"]

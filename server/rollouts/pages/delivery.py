@@ -97,6 +97,10 @@ def _delivery_effects(model: Model, document: dict[str, Any]) -> list[str]:
     ]
     if policy.holdout_bp != before.holdout_bp:
         effects += _holdout_effects(model, before.holdout_bp, policy.holdout_bp)
+    if policy.prefer == "fastest":
+        effects.append(
+            "Devices get the fastest file measured on their class, where it loses little accuracy."
+        )
     effects.append(
         "Drafts and rollouts under way keep their stages and targeting; approvals count for every"
         " start from now on."
