@@ -157,6 +157,7 @@ def _row(place: int, facts: Mapping[str, Any], *, is_chosen: bool) -> Row:
     is_file = bool(facts["precision"])
     about = "" if is_file else "about "
     latency = facts["latency_ms"]
+    lost = f", less {facts['loss'] * 100:.1f} points by compiling" if facts["loss"] else ""
     fate = f"round {facts['round']}: {facts['dropped']}" if facts["round"] else facts["dropped"]
     if is_file:
         fate = facts["dropped"] or "keeps to the budget"
@@ -165,7 +166,7 @@ def _row(place: int, facts: Mapping[str, Any], *, is_chosen: bool) -> Row:
         network=facts["network"],
         part=f"at {facts['depth']} {facts['precision']}".strip(),
         size=size(facts["size_bytes"]) if is_file else f"≥ {size(facts['size_bytes'])}",
-        accuracy=shown(facts["correct"], facts["count"]) if facts["count"] else "",
+        accuracy=shown(facts["correct"], facts["count"]) + lost if facts["count"] else "",
         test=shown(facts["test_correct"], facts["test_count"]) if facts["test_count"] else "",
         latency="" if latency is None else f"{about}{latency:.2f} ms",
         multiply_adds=f"{facts['multiply_adds'] / 1e6:.1f} M",
