@@ -21,9 +21,9 @@ from tests.support.server import LiveServer, running_server
 
 ROLES = {
     "waitress": "web",
-    "--queues=ml": "trainer",
-    "--queues=default": "worker",
-    "beat": "schedule",
+    "--hostname=trainer@": "trainer",
+    "--hostname=worker@": "worker",
+    "--pidfile=": "schedule",
     "server.photos.decoder": "decoder",
     "quickstart": "supervisor",
     "worker.child": "training (peak)",
