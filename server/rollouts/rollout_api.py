@@ -10,6 +10,7 @@ from rest_framework.generics import ListAPIView
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from server.domain.errors import InvalidInput
 from server.domain.stages import TRANSITIONS
 from server.registry.queries import get_model, get_version
 from server.rollouts import actions, queries, staging
@@ -47,11 +48,20 @@ class Rollouts(ListAPIView[Rollout]):
     serializer_class = RolloutSerializer
 
     def get_queryset(self) -> QuerySet[Rollout]:
-        """Return what the query asks for; text that cannot be stored matches nothing."""
+        """Return what the query asks for; text that cannot be stored matches nothing.
+
+        Raises:
+            InvalidInput: ``invalid_state``.
+
+        """
+        state = self.request.query_params.get("state")
+        if state and state not in TRANSITIONS:
+            message = f"state is {state[:40]!r}; it takes one of {', '.join(TRANSITIONS)}."
+            raise InvalidInput(message, code="invalid_state")
         asked = {
             "channel__model__slug": self.request.query_params.get("model"),
             "channel__name": self.request.query_params.get("channel"),
-            "state": self.request.query_params.get("state"),
+            "state": state,
         }
         wanted = {name: value.replace("\0", "?") for name, value in asked.items() if value}
         return queries.list_rollouts().filter(**wanted)

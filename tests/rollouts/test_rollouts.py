@@ -417,6 +417,9 @@ def test_states_change_along_allowed_verbs_only_over_rest(client, model, staff, 
     body = {"model": "recyclables", "version": make_version(model).number,
             "policy": {"stages_bp": [100, 5000]}}  # fmt: skip
     made = client.post("/api/v1/rollouts", body, content_type="application/json", headers=staff)
+    assert client.get("/api/v1/rollouts?state=drafted", headers=staff).json()["code"] == (
+        "invalid_state"
+    )
     assert made.status_code == 201, made.content
     rollout, stage = made.json(), 0
     for verb in verbs:
