@@ -51,6 +51,13 @@ class Trial:
     depth: str
     right: npt.NDArray[np.bool_]
     """(photos,), in the same order for all trials that are compared."""
+    is_by_person: bool = True
+    """Whether nobody's photos were both learnt from and judged on."""
+
+    @property
+    def unseen(self) -> str:
+        """Return what the photos are that it was judged on."""
+        return "photos of people it did not see" if self.is_by_person else "photos it did not see"
 
     @property
     def accuracy(self) -> float:
@@ -111,6 +118,23 @@ def fold_by_group(groups: Sequence[str], fold_count: int = FOLDS) -> list[npt.ND
     return [np.flatnonzero(folds == fold) for fold in range(fold_count) if filled[fold]]
 
 
+def fold_for_probes(
+    groups: Sequence[str], labels: Indexes
+) -> tuple[list[npt.NDArray[np.int64]], bool]:
+    """Return folds by group, and True; by photo, and False, where groups cannot be kept apart.
+
+    They cannot where there is one, or where all photos of a label are in one fold: then nothing
+    is left to learn that label from. Nobody is kept apart either where nobody sent two photos.
+    """
+    folds = fold_by_group(groups)
+    everywhere = all(set(labels[held]) <= set(np.delete(labels, held)) for held in folds)
+    if len(folds) > 1 and everywhere:
+        return folds, len(set(groups)) < len(groups)
+    fold_of = np.empty(len(labels), dtype=np.int64)
+    fold_of[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % FOLDS
+    return [np.flatnonzero(fold_of == fold) for fold in range(min(FOLDS, len(labels)))], False
+
+
 def probe(
     features: Mapping[str, Features],
     labels: Indexes,
@@ -121,9 +145,10 @@ def probe(
 ) -> dict[str, Trial]:
     """Return what a linear classifier makes of each depth, on photos of people it did not see.
 
-    Of each depth the regularisation that served it best counts.
+    Of each depth the regularisation that served it best counts. Where people are too few to be
+    kept apart it is judged on photos that it did not see, and each trial says so.
     """
-    folds = fold_by_group(groups)
+    folds, is_by_person = fold_for_probes(groups, labels)
     found: dict[str, Trial] = {}
     with one_thread():
         for step, (depth, rows) in enumerate(features.items(), start=1):
@@ -132,6 +157,7 @@ def probe(
                     strategy="linear" if depth == TOP else "lower",
                     depth=depth,
                     right=_judge(rows, labels, folds, label_count, regularisation),
+                    is_by_person=is_by_person,
                 )
                 for regularisation in _PROBE_REGULARISATIONS
             ]
@@ -166,8 +192,19 @@ def is_large(labels: Indexes, label_count: int, terms: Terms) -> bool:
 
 
 def sample(groups: Sequence[str], most: int = PROBE_PHOTOS) -> npt.NDArray[np.int64]:
-    """Return which photos to probe with: whole groups, always the same, ``most`` at the most."""
-    order = sorted(range(len(groups)), key=lambda index: (_shuffled(groups[index]), index))
+    """Return which photos to probe with: always the same, ``most`` at the most, of all groups.
+
+    Each group gives one photo after the other until there are enough, so that nobody who sent
+    very many is left alone in the sample.
+    """
+    turn: dict[str, int] = {}
+    turns = []
+    for group in groups:
+        turns.append(turn.get(group, 0))
+        turn[group] = turns[-1] + 1
+    order = sorted(
+        range(len(groups)), key=lambda index: (turns[index], _shuffled(groups[index]), index)
+    )
     return np.sort(np.array(order[:most], dtype=np.int64))
 
 
@@ -177,7 +214,7 @@ def describe_choice(chosen: Trial, gain: Gain | None, trials: Mapping[str, Trial
     if gain is not None:
         return (
             f"A linear classifier on {chosen.depth}, a lower layer, is right on"
-            f" {chosen.accuracy:.1%} of {count} photos of people it did not see, {_points(gain)}"
+            f" {chosen.accuracy:.1%} of {count} {chosen.unseen}, {_points(gain)}"
             f" more than on the top features; the network is cut there."
         )
     others = [trial for trial in trials.values() if trial is not chosen]
@@ -193,7 +230,7 @@ def describe_choice(chosen: Trial, gain: Gain | None, trials: Mapping[str, Trial
     )
     return (
         f"A linear classifier on the top features is right on {chosen.accuracy:.1%} of {count}"
-        f" photos of people it did not see, {against}."
+        f" {chosen.unseen}, {against}."
     )
 
 

@@ -18,10 +18,10 @@ from server.training import actions as training
 from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
 from worker.ml.compilers import CompiledFile, coreml, tflite
-from worker.ml.errors import MLError
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.uploads import inspect_upload
 from worker.pipelines import photos, signatures
+from worker.pipelines.failures import as_sentences
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants, record_variant
 
@@ -39,12 +39,10 @@ def run(context: JobContext) -> Mapping[str, Any] | None:
         started = training.start_run(run_id=context.args["run_id"])
     except Conflict:
         return None
-    try:
+    with as_sentences():
         return compile_upload(
             started, context=context, reporter=Reporter(started, context), store=blobs.store()
         )
-    except MLError as error:
-        raise Unprocessable(str(error), code=error.code) from error
 
 
 def compile_upload(

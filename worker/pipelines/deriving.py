@@ -29,6 +29,7 @@ from worker.ml.errors import MLError
 from worker.ml.preprocessing import Preprocessing
 from worker.pipelines import photos
 from worker.pipelines.compressing import Compressor, training_photos
+from worker.pipelines.failures import as_sentences
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants
 
@@ -52,12 +53,10 @@ def run(context: JobContext) -> Mapping[str, Any] | None:
         started = training.start_run(run_id=context.args["run_id"])
     except Conflict:
         return None
-    try:
+    with as_sentences():
         return derive(
             started, context=context, reporter=Reporter(started, context), store=blobs.store()
         )
-    except MLError as error:
-        raise Unprocessable(str(error), code=error.code) from error
 
 
 def derive(

@@ -303,7 +303,7 @@ class _Pretrained:
             choice = choices.Choice("fine_tune", self._tuned_above, sentence)
         else:
             choice = self._measure()
-        return choices.note(choice, circumstances, count)
+        return choices.note(choice, circumstances, count, self._task.snapshot.pk)
 
     def _linear(self) -> choices.Choice:
         depth, depths = self._task.policy.depth, (*self._architecture.depths, TOP)
@@ -325,7 +325,7 @@ class _Pretrained:
             chosen = max(trials.values(), key=lambda trial: trial.accuracy)
             sentence = (
                 f"The policy asks for a lower layer: {chosen.depth} serves best,"
-                f" {chosen.accuracy:.1%} of {len(chosen.right)} photos of people it did not see."
+                f" {chosen.accuracy:.1%} of {len(chosen.right)} {chosen.unseen}."
             )
             return choices.Choice("lower", chosen.depth, sentence, _facts(trials.values()))
         chosen, gain = tuning.choose_depth(trials, self._terms)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from django.db.models import Min
 
+from server.blobs import BlobNotFound
 from server.photos.actions import record_embeddings
 from server.photos.models import PhotoEmbedding
 from server.training.models import SnapshotEntry
@@ -117,9 +118,12 @@ def map_images(
     *,
     progress: Progress,
 ) -> NDArray[np.uint8]:
-    """Return photos as uint8 (photos, H, W, 3) in a file of ``folder`` that memory maps."""
+    """Return photos as uint8 (photos, H, W, 3) in a nameless file on ``folder``'s disk."""
     shape = (len(photos), preprocessing.height, preprocessing.width, 3)
-    images = np.memmap(folder / "photos.u8", dtype=np.uint8, mode="w+", shape=shape)
+    path = folder / "photos.u8"
+    images = np.memmap(path, dtype=np.uint8, mode="w+", shape=shape)
+    # Without a name it ends with this process, however that ends: a withdrawn photo is not left.
+    path.unlink()
     for row, photo in enumerate(photos):
         progress("reading", row, len(photos), {})
         images[row] = read_image(photo, preprocessing, store)
@@ -180,11 +184,19 @@ class FeatureCache:
         return len(missing)
 
     def load(self, photos: Sequence[Photo], depth: str, view: int = 0) -> NDArray[np.float32]:
-        """Return the features (photos, features) of photos that were filled in."""
+        """Return the features (photos, features) of photos that were filled in.
+
+        Raises:
+            BlobNotFound: a photo was withdrawn since.
+
+        """
         known = _known_features(photos, self._key(depth, view))
         place = slice(None) if depth == TOP else self._embedder.place_among_lower(depth)
         rows = []
         for photo in photos:
+            if photo.pk not in known:
+                message = f"The features of photo {photo.pk} are gone: it was withdrawn."
+                raise BlobNotFound(message)
             with self._store.open(known[photo.pk]) as file:
                 rows.append(np.frombuffer(file.read(), dtype="<f4")[place])
         if not rows:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from server import blobs
-from server.domain.errors import Conflict, Unavailable, Unprocessable
+from server.domain.errors import Conflict
 from server.registry import actions as registry
 from server.registry.models import ModelVersion
 from server.registry.queries import training_policy
@@ -16,9 +16,9 @@ from server.rollouts import queries as rollout_queries
 from server.training import actions as training
 from worker.ml import determinism, evaluation
 from worker.ml import training as ml_training
-from worker.ml.errors import MLError
 from worker.pipelines import fitting, gating, photos
 from worker.pipelines.compressing import Compressor, training_photos
+from worker.pipelines.failures import as_sentences
 from worker.pipelines.reporting import Reporter
 from worker.pipelines.variants import Reference, attest, compile_variants
 
@@ -38,13 +38,8 @@ def run(context: JobContext) -> Mapping[str, Any] | None:
         # A second delivery of a run that has ended.
         return None
     reporter = Reporter(started, context)
-    try:
+    with as_sentences():
         return retrain(started, context=context, reporter=reporter, store=blobs.store())
-    except MLError as error:
-        raise Unprocessable(str(error), code=error.code) from error
-    except blobs.BlobNotFound as error:
-        message = "A photo was withdrawn while the run read it; the run starts again without it."
-        raise Unavailable(message, code="photo_withdrawn") from error
 
 
 def retrain(

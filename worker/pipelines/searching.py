@@ -22,10 +22,11 @@ from worker.ml import determinism, search, tuning
 from worker.ml import training as ml_training
 from worker.ml.architectures import find_architecture
 from worker.ml.embeddings import Embedder
-from worker.ml.errors import MLError, WeightsUnavailable
+from worker.ml.errors import WeightsUnavailable
 from worker.ml.preprocessing import Preprocessing
 from worker.ml.weights import find_weights
 from worker.pipelines import photos
+from worker.pipelines.failures import as_sentences
 from worker.pipelines.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 # Each round judges on twice the photos of the one before, the last on all or on so many.
 ROUNDS = 3
 MOST_PHOTOS = 2000
+_LEAST_PHOTOS = 40
 
 
 def run(context: JobContext) -> Mapping[str, Any] | None:
@@ -47,10 +49,8 @@ def run(context: JobContext) -> Mapping[str, Any] | None:
         started = training.start_run(run_id=context.args["run_id"])
     except Conflict:
         return None
-    try:
+    with as_sentences():
         return _Search(started, context, blobs.store()).perform()
-    except MLError as error:
-        raise Unprocessable(str(error), code=error.code) from error
 
 
 class _Search:
@@ -142,7 +142,9 @@ class _Search:
         both = [*sets["train"].photos, *sets["validation"].photos]
         groups = [*sets["train"].groups, *sets["validation"].groups]
         targets = np.concatenate([sets["train"].targets, sets["validation"].targets])
-        most = min(len(both), MOST_PHOTOS) // 2 ** (ROUNDS - number)
+        most = max(
+            min(len(both), MOST_PHOTOS) // 2 ** (ROUNDS - number), min(len(both), _LEAST_PHOTOS)
+        )
         rows = tuning.sample(groups, most)
         judged: list[Candidate] = []
         for name in sorted({one.network for one in left}):

@@ -79,3 +79,43 @@ def test_probing_finds_the_depth_that_tells_labels_apart() -> None:
     assert trials[TOP].accuracy < 0.6
     assert reports == [1, 2]
     assert tuning.choose_depth(trials, tuning.Terms())[0].depth == "low"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=2, max_size=40),
+    st.integers(2, 40),
+)
+def test_whoever_sent_the_photos_every_label_can_be_learnt_where_there_are_two_photos(
+    sent: list[tuple[int, int]], most: int
+) -> None:
+    groups = [f"person{person}" for person, _ in sent]
+    rows = tuning.sample(groups, most)
+    assert len(rows) == min(most, len(sent))
+    labels = np.array([label for _, label in sent])[rows]
+    chosen = [groups[row] for row in rows]
+    folds, is_by_person = tuning.fold_for_probes(chosen, labels)
+    assert sorted(np.concatenate(folds)) == list(range(len(rows)))
+    for held in folds:
+        kept = np.delete(np.arange(len(rows)), held)
+        assert len(kept)
+        if is_by_person:
+            assert not {chosen[row] for row in held} & {chosen[row] for row in kept}
+            assert set(labels[held]) <= set(labels[kept])
+
+
+def test_one_person_alone_is_judged_on_photos_not_seen_and_the_sentence_says_so() -> None:
+    labels = np.arange(40) % 2
+    features = np.eye(2, dtype=np.float32)[labels]
+    trials = tuning.probe(
+        {"low": features, TOP: features}, labels, ["somebody"] * 40, label_count=2,
+        progress=lambda *_: None,
+    )  # fmt: skip
+    assert trials[TOP].accuracy == 1.0
+    sentence = tuning.describe_choice(trials[TOP], None, trials)
+    assert "100.0% of 40 photos it did not see" in sentence
+
+
+def test_nobody_who_sent_very_many_is_alone_in_the_sample() -> None:
+    groups = [f"person{number % 3}" for number in range(90)] + ["person0"] * 3000
+    chosen = {groups[row] for row in tuning.sample(groups, 60)}
+    assert chosen == {"person0", "person1", "person2"}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from server import blobs
+from server.photos import actions as photos
 from server.rollouts import actions as rollouts
+from server.training.models import SnapshotEntry
 from tests.support.data import data_folder
 from tests.support.factories import make_model, make_version
 from tests.worker.pipelines.pictures import bring, fit, like_imagenet, unlike_imagenet
@@ -95,6 +97,11 @@ def test_a_night_after_fine_tuning_trains_the_last_layer_alone() -> None:
     assert choices.measured_before(model, known, count + 1) is not None
     assert choices.measured_before(model, known, round(count * 1.2) + 1) is None
     assert choices.measured_before(model, {**known, "views": 5}, count + 1) is None
+    # What learnt from a photo that was withdrawn since is not built upon.
+    taught = SnapshotEntry.objects.filter(snapshot=first.facts["choice"]["snapshot"])
+    gone = taught.exclude(split="test").select_related("photo").first()
+    photos.withdraw_photo(photo=gone.photo, actor=None)
+    assert choices.measured_before(model, known, count - 1) is None
 
 
 def publish(model: Any, trained: Any) -> None:
