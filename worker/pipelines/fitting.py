@@ -89,10 +89,11 @@ def fit(
 ) -> Trained:
     """Return the network that the policy asks for, trained on the snapshot's photos."""
     task = Task(run, snapshot, sets, policy, reporter, store)
-    if policy.strategy == "scratch" or (
-        policy.architecture != "auto" and not find_architecture(policy.architecture).pretrained
-    ):
+    if policy.strategy == "scratch":
         return _fit_from_scratch(task, "The policy asks for training from scratch.")
+    if policy.architecture != "auto" and not find_architecture(policy.architecture).pretrained:
+        sentence = f"{policy.architecture} comes without weights, so all of it is trained."
+        return _fit_from_scratch(task, sentence)
     try:
         architecture, weights = _find_pretrained(policy.architecture)
     except WeightsUnavailable as error:

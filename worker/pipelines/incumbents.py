@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from server.blobs import BlobStore
     from server.registry.models import ModelVersion
 
+_MOST_EXACT_FIRST = (
+    "float32", "float16", "dynamic_int8", "int8", "clustered16", "pruned50", "filter_pruned50",
+    "edgetpu", "int16x8",
+)  # fmt: skip
+
 
 def answers(
     version: ModelVersion, test: PhotoSet, labels: Sequence[str], store: BlobStore
@@ -26,7 +31,7 @@ def answers(
         variant.precision: variant
         for variant in version.variants.filter(runtime="tflite", is_shipped=True)
     }
-    exact = next((variants[p] for p in ("float32", "float16", "int8") if p in variants), None)
+    exact = next((variants[p] for p in _MOST_EXACT_FIRST if p in variants), None)
     if exact is None or not version.preprocessing:
         return None
     preprocessing = Preprocessing.from_manifest(version.preprocessing)
