@@ -334,7 +334,6 @@ def test_a_bad_answer_to_the_update_check(
     ("members", "word"),
     [
         ({"artifact": None}, "artifact"),
-        ({"labels": None}, "labels"),
         ({"labels": ["a", 7]}, "labels"),
         ({"spec_version": 2}, "Update the nightferry package"),
         ({"kind": "explode"}, "kind"),
